@@ -1,0 +1,106 @@
+"""From an argument vector to an exit code: the one place where errors and signals become a line and a number.
+
+An error of the `snapctl.errors` tree brings its own exit code; usage errors found by the parser are 2; a signal is
+128 and its number, as a shell reports it, and so is a closed pipe on standard output (SIGPIPE, without a message).
+Anything else is a defect of snapctl and says so.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from snapctl.cli import interrupt, output
+from snapctl.errors import SnapctlError, UsageError
+
+if TYPE_CHECKING:
+    from click import ClickException
+
+    from snapctl.cli.app import Settings
+
+PROGRAM = "snapctl"
+COMPLETION_VARIABLE = "_SNAPCTL_COMPLETE"
+"""Set by the shells' completion functions; typer then answers with candidates instead of running a command."""
+
+_FAILED = 1
+_CLOSED_PIPE = 128 + signal.SIGPIPE
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line.
+
+    Args:
+        arguments: what follows the program's name.
+
+    Returns:
+        The exit code.
+    """
+    interrupt.install()
+    output.make_encodable()
+    from snapctl.cli.app import Settings
+
+    settings = Settings()
+    try:
+        return _guarded(arguments, settings)
+    except interrupt.Interrupted as interrupted:
+        output.complain(str(interrupted))
+        return 128 + interrupted.signal_no
+
+
+def _guarded(arguments: Sequence[str], settings: Settings) -> int:
+    import click
+
+    try:
+        code = _dispatch(arguments, settings)
+        output.flush()
+    except BrokenPipeError:
+        output.discard()
+        return _CLOSED_PIPE
+    except SnapctlError as error:
+        output.complain(str(error), traceback=settings.debug)
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return UsageError.exit_code
+    except click.ClickException as error:
+        output.complain(_usage_line(error), traceback=settings.debug)
+        return error.exit_code
+    except click.Abort:
+        output.complain("no answer; nothing was changed")
+        return _FAILED
+    except Exception as error:  # noqa: BLE001 the last resort
+        advice = "" if settings.debug else " and rerun with --debug for a traceback"
+        output.complain(
+            f"internal error ({type(error).__name__}: {error}); please report it{advice}", traceback=settings.debug
+        )
+        return _FAILED
+    return code
+
+
+def _dispatch(arguments: Sequence[str], settings: Settings) -> int:
+    import typer
+
+    from snapctl.cli.app import app
+
+    command = typer.main.get_command(app)
+    if COMPLETION_VARIABLE in os.environ:
+        from snapctl.cli import shells
+
+        shells.register()
+        command.main(list(arguments), prog_name=PROGRAM)
+    try:
+        with command.make_context(PROGRAM, list(arguments), obj=settings) as context:
+            command.invoke(context)
+    except typer.Exit as finished:
+        return finished.exit_code
+    except SystemExit as finished:
+        return finished.code if isinstance(finished.code, int) else 0
+    return 0
+
+
+def _usage_line(error: ClickException) -> str:
+    message = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{message} (see '{context.command_path} --help')" if context else message

@@ -1,0 +1,70 @@
+"""Whole volumes in and out: `import` and `export`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from snapctl.cli import files, progress, session
+from snapctl.cli.options import CowPolicy, NewVolumePath, NodePath, Wait
+from snapctl.cli.path import locate, locate_new
+
+commands = typer.Typer()
+
+
+@commands.command("import")
+def import_(
+    path: NewVolumePath,
+    source: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="An image, a block device, or '-' for standard input.", show_default=False),
+    ],
+    cow: CowPolicy = "redirect",
+    wait: Wait = 5.0,
+) -> None:
+    """Create a volume from a file, of the file's size.
+
+    Holes stay holes, and blocks of zeros take no room.
+
+    \b
+    Example:
+      snapctl import lab.snap/db disk.img
+    """
+    from snapctl.engine.model import Cow
+    from snapctl.services.transfer import import_volume
+
+    location = locate_new(path)
+    name = location.one_node()
+    with (
+        session.changing(location.container, wait) as container,
+        progress.reporting(f"importing {name}") as report,
+    ):
+        import_volume(container, name, source, cow=Cow(cow), progress=report)
+
+
+@commands.command("export")
+def export(
+    path: NodePath,
+    target: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="A file, a block device, or '-' for standard output.", show_default=False),
+    ],
+    force: Annotated[bool, typer.Option("--force", "-f", help="Write over a file that exists.")] = False,
+    wait: Wait = 5.0,
+) -> None:
+    """Write a volume or a snapshot to a sparse file.
+
+    There are holes where the node has no data.
+
+    \b
+    Example:
+      snapctl export lab.snap/db@mon disk.img
+    """
+    from snapctl.services.transfer import export_node
+
+    location = locate(path)
+    name = location.one_node()
+    files.refuse_container(target, location.container)
+    with progress.reporting(f"exporting {name}") as report:
+        export_node(location.container, name, target, force=force, wait_seconds=wait, progress=report)

@@ -1,0 +1,1 @@
+"""What a container means: volumes, snapshots, clones, and how their tables relate."""

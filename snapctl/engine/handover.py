@@ -1,0 +1,171 @@
+"""One primitive for trim, delete and take-over: a tree gives up a range of entries, an heir inherits what it lacks.
+
+Whole subtrees change hands by one pointer where the heir has nothing in their place and their entries need no
+translation. What the heir has no use for is freed. Every page keeps exactly one owner throughout (invariant 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from snapctl.format.pointer import ABSENT, KIND_SHIFT, PAGE, PAGE_MASK, PASS, PASS_WORD
+from snapctl.storage.spacemap import SpaceMap
+from snapctl.storage.tabletree import Table, TableTree
+
+
+@dataclass(slots=True)
+class Handover:
+    """Takes ranges out of `giver`'s tree.
+
+    Attributes:
+        giver: the tree that loses its entries.
+        heir: the tree that inherits where its own entry is ABSENT; None to free everything.
+        space: where pages are given back to.
+        block_units: units of a data block.
+        absent_word: what the heir gets for an entry that the giver did not have; 0 to leave it ABSENT.
+        pass_word: what the heir gets for PASS.
+        rest_word: what the giver is left with.
+        relieve: called between subtrees, when tables may be written out to bound memory.
+        freed: data blocks freed so far.
+        inherited: data blocks inherited so far, except those in subtrees that were grafted by one pointer.
+    """
+
+    giver: TableTree
+    heir: TableTree | None
+    space: SpaceMap
+    block_units: int
+    relieve: Callable[[], None]
+    absent_word: int = 0
+    pass_word: int = PASS_WORD
+    rest_word: int = 0
+    freed: int = 0
+    inherited: int = 0
+
+    def run(self, start: int, stop: int) -> None:
+        """Hand over the entries from `start` to `stop`.
+
+        Raises:
+            Corruption: a table cannot be read, or a page has two owners.
+            NoSpace: tables had to be written out and there is no room.
+        """
+        if start >= stop:
+            return
+        self.giver.touch(self.giver.root)
+        heir_root = None
+        if self.heir is not None:
+            self.heir.touch(self.heir.root)
+            heir_root = self.heir.root
+        self._walk(self.giver.root, heir_root, self.giver.capacity, start, stop)
+
+    def _walk(self, table: Table, heir_table: Table | None, span: int, start: int, stop: int) -> None:
+        """Hand over a range, relative to the table, of a table that covers `span` blocks."""
+        fanout = len(table.words) // 2
+        step = span // fanout
+        if step == 1:
+            self._hand_over_leaf(table, heir_table, start, stop)
+            return
+        for entry in range(start // step, -(-stop // step)):
+            low, high = max(0, start - entry * step), min(step, stop - entry * step)
+            self._hand_over_entry(table, heir_table, entry, step, low, high)
+            if table is self.giver.root:
+                self.relieve()
+
+    def _hand_over_entry(
+        self, table: Table, heir_table: Table | None, entry: int, step: int, low: int, high: int
+    ) -> None:
+        word0 = table.words[2 * entry]
+        is_whole = high - low == step
+        if heir_table is not None and heir_table.words[2 * entry] >> KIND_SHIFT not in (ABSENT, PAGE):
+            heir_table = None  # a covering entry: the heir has all it needs below here
+        if word0 >> KIND_SHIFT != PAGE:
+            if heir_table is not None:
+                self._fill(heir_table, entry, step, low, high, self._translate(word0))
+            if word0 == self.rest_word:
+                return
+        elif is_whole and heir_table is not None and heir_table.words[2 * entry] == 0:
+            self._graft(table, heir_table, entry, step)
+        else:
+            child = self.giver.child_for_writing(table, entry)
+            heir_child = self.heir.child_for_writing(heir_table, entry) if self.heir and heir_table else None
+            self._walk(child, heir_child, step, low, high)
+            if is_whole:
+                self.giver.release(table, entry)
+                self.giver.discard(child)
+        if is_whole:
+            table.words[2 * entry], table.words[2 * entry + 1] = self.rest_word, 0
+        elif word0 >> KIND_SHIFT != PAGE:
+            child = self.giver.child_for_writing(table, entry)
+            self._walk(child, None, step, low, high)
+
+    def _hand_over_leaf(self, table: Table, heir_table: Table | None, start: int, stop: int) -> None:
+        words = table.words
+        inherits = heir_table.words if heir_table is not None else None
+        freed: list[int] = []
+        for i in range(2 * start, 2 * stop, 2):
+            word0 = words[i]
+            kind = word0 >> KIND_SHIFT
+            if inherits is not None and inherits[i] == 0:
+                if kind == PAGE:
+                    inherits[i], inherits[i + 1] = word0, words[i + 1]
+                    self.inherited += 1
+                else:
+                    inherits[i] = self._translate(word0)
+            elif kind == PAGE:
+                freed.append(word0 & PAGE_MASK)
+            words[i], words[i + 1] = self.rest_word, 0
+        self.freed += len(freed)
+        self.space.free_pages(freed, self.block_units)
+
+    def _graft(self, table: Table, heir_table: Table, entry: int, step: int) -> None:
+        """Move a whole subtree to the heir by its pointer, then translate what has to be."""
+        heir = self.heir
+        if heir is None:
+            return
+        words = slice(2 * entry, 2 * entry + 2)
+        child = self.giver.release(table, entry)
+        heir_table.words[words] = table.words[words]
+        if child is not None:
+            heir_table.children[entry] = child
+            if child.changed:
+                heir_table.changed_children.add(entry)
+        if self.absent_word or self.pass_word != PASS_WORD:
+            self._adapt(heir, heir_table, entry, step)
+
+    def _adapt(self, heir: TableTree, heir_table: Table, entry: int, step: int) -> None:
+        """Translate the entries of a grafted subtree, counting its data blocks."""
+        table = heir.child_for_writing(heir_table, entry)
+        is_leaf = step == len(table.words) // 2
+        for i in range(0, len(table.words), 2):
+            kind = table.words[i] >> KIND_SHIFT
+            if kind != PAGE:
+                table.words[i] = self._translate(table.words[i])
+            elif is_leaf:
+                self.inherited += 1
+            else:
+                self._adapt(heir, table, i // 2, step // (len(table.words) // 2))
+
+    def _fill(self, heir_table: Table, entry: int, step: int, low: int, high: int, word: int) -> None:
+        """Give `word` to what is ABSENT in a range below an entry of the heir that is a table or ABSENT."""
+        heir = self.heir
+        if not word or heir is None:
+            return
+        if heir_table.words[2 * entry] == 0 and high - low == step:
+            heir_table.words[2 * entry] = word
+            return
+        table = heir.child_for_writing(heir_table, entry)
+        fanout = len(table.words) // 2
+        below = step // fanout
+        for i in range(low // below, -(-high // below)):
+            kind = table.words[2 * i] >> KIND_SHIFT
+            if below == 1:
+                if kind == ABSENT:
+                    table.words[2 * i] = word
+            elif kind in (ABSENT, PAGE):
+                self._fill(table, i, below, max(0, low - i * below), min(below, high - i * below), word)
+
+    def _translate(self, word0: int) -> int:
+        kind = word0 >> KIND_SHIFT
+        if kind == ABSENT:
+            return self.absent_word
+        return self.pass_word if kind == PASS else word0

@@ -1,0 +1,262 @@
+"""A node of an open container: a base volume, an RO snapshot or an RW snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from snapctl.engine import reading, writing
+from snapctl.engine.model import Cow, Extent, Kind
+from snapctl.errors import NodeNotFound, OutOfRange, ReadOnlyNode
+
+
+from snapctl.format.pointer import Pointer
+from snapctl.format.record import NodeRecord
+from snapctl.storage.backend import Buffer
+from snapctl.storage.tabletree import TableTree
+
+if TYPE_CHECKING:
+    from snapctl.engine.container import Container
+
+
+class Node:
+    """A volume or a snapshot, valid while its container is open and it is not deleted.
+
+    Attributes:
+        container: the container it belongs to.
+        own_blocks: data blocks its tables point to, in the open transaction.
+    """
+
+    def __init__(self, container: Container, record: NodeRecord) -> None:
+        """Not for callers; ask the container for its nodes."""
+        self.container = container
+        self.take(record)
+
+    def take(self, record: NodeRecord) -> None:
+        """Take the state of `record`, forgetting any other."""
+        self._record = record
+        self._tree: TableTree | None = None
+        self.own_blocks = record.own_blocks
+        self.is_gone = False
+
+    def __repr__(self) -> str:
+        return f"<{self._record.kind.value} {self._record.name} of {self.container.path}>"
+
+    @property
+    def record(self) -> NodeRecord:
+        """Its record as the open transaction has it, except the first table, which is known once it is written."""
+        if self.is_gone:
+            raise NodeNotFound(f"{self._record.name} has been deleted")
+        return replace(self._record, own_blocks=self.own_blocks, first_table=self.tree_pointer)
+
+    @property
+    def id(self) -> int:
+        """Its number, never used twice in a container."""
+        return self._record.id
+
+    @property
+    def short_name(self) -> str:
+        """Its name without the volume: ``db``, or ``mon`` for ``db@mon``."""
+        return self._record.name
+
+    @property
+    def name(self) -> str:
+        """Its full name: ``db`` or ``db@mon``."""
+        if self._record.kind is Kind.RO:
+            return f"{self.container.by_id(self._record.origin).short_name}@{self._record.name}"
+        return self._record.name
+
+    @property
+    def kind(self) -> Kind:
+        """Base volume, RO snapshot or RW snapshot."""
+        return self._record.kind
+
+    @property
+    def cow(self) -> Cow:
+        """Who gets the old page at the first write after a snapshot."""
+        return self._record.cow
+
+    @property
+    def size_bytes(self) -> int:
+        """Its size; a snapshot's is the size its origin had."""
+        return self._record.size_bytes
+
+    @property
+    def own_bytes(self) -> int:
+        """Data that it alone holds, tables not counted."""
+        return self.own_blocks * self.container.block_size
+
+    @property
+    def created(self) -> datetime:
+        """When it was created, in UTC."""
+        return datetime.fromtimestamp(self._record.created_ns / 1e9, UTC)
+
+    @property
+    def parent(self) -> Node | None:
+        """The node in which lookups continue; None for a base volume."""
+        return self.container.by_id(self._record.parent) if self._record.parent else None
+
+    @property
+    def origin(self) -> Node | None:
+        """The node it is a copy of; None for a base volume."""
+        return self.container.by_id(self._record.origin) if self._record.origin else None
+
+    @property
+    def children(self) -> list[Node]:
+        """The nodes whose parent it is."""
+        return self.container.children(self)
+
+    @property
+    def newest_snapshot(self) -> Node | None:
+        """The RO snapshot directly below this volume: the one that inherits what is overwritten."""
+        return self.container.newest_snapshot(self)
+
+    @property
+    def snapshots(self) -> list[Node]:
+        """The RO snapshots of this volume, newest first."""
+        return self.container.snapshots(self)
+
+    @property
+    def tree(self) -> TableTree:
+        """Its tables, the first of which is read on first use."""
+        if self._tree is None:
+            self._tree = self.container.open_tree(self.name, self._record.first_table)
+        return self._tree
+
+    @property
+    def tree_pointer(self) -> Pointer:
+        """The pointer to its first table as last written."""
+        return self._record.first_table if self._tree is None else self._tree.pointer
+
+    @property
+    def tables_changed(self) -> bool:
+        """Whether its tables differ from those on disk."""
+        return self._tree is not None and self._tree.changed
+
+    def begin_tables(self) -> None:
+        """Give a new node its empty first table (claim 5)."""
+        self._tree = self.container.open_tree(self.name, None)
+
+    def relieve(self) -> None:
+        """Forget its tables, writing out changed ones below the first."""
+        if self._tree is None:
+            return
+        if self._tree.changed:
+            self._tree.spill()
+        elif self._tree.pointer == self._record.first_table:
+            self._tree = None
+
+    def committed(self, transaction: int) -> None:
+        """Take note that its state is durable and that `transaction` is open now."""
+        self._record = self.record
+        if self._tree is not None:
+            self._tree.transaction = transaction
+
+    def update(self, **fields: object) -> None:
+        """Change fields of its record in the open transaction."""
+        self._record = replace(self._record, **fields)  # type: ignore[arg-type]
+        self.container.put_record(self)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read a range.
+
+        Args:
+            offset: where to begin, in bytes.
+            length: how much, in bytes.
+
+        Raises:
+            OutOfRange: the range does not lie inside the node.
+            Corruption: data or tables fail their checksum, or a block is lost.
+            IoFailure: the system refuses.
+        """
+        buffer = bytearray(max(0, length))
+        self.read_into(offset, buffer)
+        return bytes(buffer)
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
+        """Fill `buffer` from `offset` in bytes; raises as `read`."""
+        self.check_range(offset, len(buffer))
+        reading.read_into(self, offset, memoryview(buffer))
+
+    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
+        """Tell data from zeros in a range (to the node's end unless told), in order and without gaps.
+
+        Raises:
+            OutOfRange: the range does not lie inside the node.
+            Corruption: tables fail their checksum.
+        """
+        if length is None:
+            length = self.size_bytes - offset
+        self.check_range(offset, length)
+        return reading.extents(self, offset, length)
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write bytes at any offset, preserving what they replace in the newest snapshot (claims 5 and 6).
+
+        Args:
+            offset: where to begin, in bytes.
+            data: what to write, any length.
+
+        Raises:
+            ReadOnlyNode: an RO snapshot (claims 3 and 7), or a container opened for reading.
+            OutOfRange: the data would go beyond the volume's end.
+            NoSpace: no room; the open transaction can only be aborted.
+            Corruption: a block that is written in part cannot be read.
+        """
+        view = memoryview(data).cast("B")
+        self.check_writable()
+        self.check_range(offset, len(view))
+        with self.container.changing():
+            writing.write(self, offset, view)
+
+    def trim(self, offset: int, length: int) -> None:
+        """Make a range read as zeros, giving up its data; snapshots keep theirs. Raises as `write`."""
+        self.check_writable()
+        self.check_range(offset, length)
+        with self.container.changing():
+            writing.trim(self, offset, length)
+
+    def resize(self, size_bytes: int, *, shrink: bool = False) -> None:
+        """Change the volume's size; snapshots keep their own size and data.
+
+        Args:
+            size_bytes: the new size.
+            shrink: allow it to be smaller than the present one.
+
+        Raises:
+            BadSize: the format cannot hold it, or it is smaller and `shrink` is not set.
+            ReadOnlyNode: as `write`.
+        """
+        self.check_writable()
+        writing.check_resize(self, size_bytes, shrink=shrink)
+        with self.container.changing():
+            writing.resize(self, size_bytes)
+
+    def check_writable(self) -> None:
+        """Refuse to change what must not change.
+
+        Raises:
+            ReadOnlyNode: an RO snapshot, or a container opened for reading.
+        """
+        self.container.check_writable()
+        if self.is_gone:
+            raise NodeNotFound(f"{self._record.name} has been deleted")
+        if self.kind is Kind.RO:
+            raise ReadOnlyNode(f"{self.name} is a read-only snapshot; clone it and write to the clone")
+
+    def check_range(self, offset: int, length: int) -> None:
+        """Refuse a range in bytes that does not lie inside the node.
+
+        Raises:
+            OutOfRange: it does not.
+        """
+        if self.is_gone:
+            raise NodeNotFound(f"{self._record.name} has been deleted")
+        if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            raise OutOfRange(
+                f"bytes {offset} to {offset + length} do not lie inside {self.name}, which has {self.size_bytes}"
+            )
+
+

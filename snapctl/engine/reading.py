@@ -1,0 +1,198 @@
+"""The read path: ranges are resolved into pieces along the snapshot tree, and pieces into few large reads.
+
+A piece is found in one leaf of one node, or is zeros. Resolution walks tables a subtree at a time and goes on, range by
+range, in the parent (ABSENT) or past the origin (PASS). What is read through a node is clipped by that node's size, in
+bytes, at every hop, so that a snapshot never shows what its origin grew into later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from snapctl.engine.model import Extent
+from snapctl.errors import Corruption, DataLost
+from snapctl.format.checksum import crc32c
+from snapctl.format.pointer import ABSENT, CHECKSUM_MASK, KIND_SHIFT, LOST, PAGE, PAGE_MASK, PASS, ZERO, kind_runs
+
+if TYPE_CHECKING:
+    from array import array
+
+    from snapctl.engine.node import Node
+
+
+class Piece(NamedTuple):
+    """A range of blocks that is found in one place.
+
+    Attributes:
+        start: first block.
+        stop: block after the last.
+        kind: PAGE, ZERO or LOST once found; ABSENT while the lookup has to go on in `owner`.
+        limit_bytes: offset in the node from which on the piece reads as zeros.
+        owner: the node that it was found in.
+        words: for PAGE, the words of the leaf that points to the data.
+        hops: how many nodes were passed on the way.
+    """
+
+    start: int
+    stop: int
+    kind: int
+    limit_bytes: int
+    owner: Node
+    words: array[int] | None
+    hops: int
+
+
+def read_into(node: Node, offset: int, buffer: memoryview) -> None:
+    """Fill `buffer` with the bytes of `node` from `offset` on; the range lies inside the node."""
+    block_size = node.container.block_size
+    step = node.container.geometry.fanout * block_size
+    done = 0
+    while done < len(buffer):
+        node.container.relieve()
+        position = offset + done
+        head = position % block_size
+        length = min(len(buffer) - done, step - position % step)
+        target = buffer[done : done + length]
+        start, stop = position // block_size, -(-(position + length) // block_size)
+        if head == 0 and length % block_size == 0:
+            read_blocks(node, start, stop, target)
+        else:
+            scratch = memoryview(bytearray((stop - start) * block_size))
+            read_blocks(node, start, stop, scratch)
+            target[:] = scratch[head : head + length]
+        done += length
+
+
+def read_blocks(node: Node, start: int, stop: int, target: memoryview) -> None:
+    """Fill `target` with the blocks from `start` to `stop`.
+
+    Raises:
+        Corruption: something on the way fails its checksum; the message names node, bytes and page.
+        DataLost: a block is marked as lost.
+    """
+    size = node.container.block_size
+    for piece in resolve(node, start, stop):
+        begin = (piece.start - start) * size
+        end = (piece.stop - start) * size
+        if piece.words is None:
+            if piece.kind == LOST:
+                raise DataLost(f"{_where(node, piece)}: damaged beyond repair; writing it anew heals it", node=node.name)
+            target[begin:end] = bytes(end - begin)
+            continue
+        try:
+            _read_pages(piece, piece.words, target[begin:end])
+        except Corruption as error:
+            raise Corruption(f"{_where(node, piece)}: {error}", node=node.name, page_no=error.page_no) from error
+        if piece.limit_bytes < piece.stop * size:
+            cut = max(begin, piece.limit_bytes - start * size)
+            target[cut:end] = bytes(end - cut)
+
+
+def extents(node: Node, offset: int, length: int) -> Iterator[Extent]:
+    """The extents of a range in bytes that lies inside the node; neighbours of one kind are joined."""
+    size = node.container.block_size
+    end = offset + length
+    begin, was_zero = offset, True
+    for piece in resolve(node, offset // size, -(-end // size)):
+        is_zero = piece.kind == ZERO
+        start = max(offset, piece.start * size)
+        if is_zero != was_zero:
+            if start > begin:
+                yield Extent(begin, start - begin, was_zero)
+            begin, was_zero = start, is_zero
+    if end > begin:
+        yield Extent(begin, end - begin, was_zero)
+
+
+def resolve(node: Node, start: int, stop: int) -> Iterator[Piece]:
+    """Find out where the blocks from `start` to `stop` of a node come from.
+
+    Yields:
+        Pieces in order, without gaps.
+
+    Raises:
+        Corruption: a table is damaged, or the parents form a cycle.
+    """
+    # Depth first with a stack of our own: chains are as long as people keep snapshots.
+    pending = [Piece(start, stop, ABSENT, node.size_bytes, node, None, 0)]
+    most_hops = len(node.container)
+    while pending:
+        piece = pending.pop()
+        if piece.kind != ABSENT:
+            yield piece
+        elif piece.hops > most_hops:
+            raise Corruption(f"{node.name}: its ancestors form a cycle; run check", node=node.name)
+        else:
+            pending.extend(reversed(list(_look_up(piece))))
+
+
+def _look_up(piece: Piece) -> Iterator[Piece]:
+    """Resolve a piece one hop further, in the tables of its owner; neighbours without data are joined."""
+    joined: Piece | None = None
+    for found in _entries(piece):
+        if joined is not None:
+            if found.words is None and joined[2:] == found[2:]:
+                joined = joined._replace(stop=found.stop)
+                continue
+            yield joined
+        joined = found
+    if joined is not None:
+        yield joined
+
+
+def _entries(piece: Piece) -> Iterator[Piece]:
+    node, limit = piece.owner, piece.limit_bytes
+    fanout = node.container.geometry.fanout
+    for first, end, leaf, word0 in node.tree.spans(piece.start, piece.stop):
+        base = first - first % fanout
+        runs = kind_runs(leaf.words, first - base, end - base) if leaf else ((first - base, end - base, word0 >> KIND_SHIFT),)
+        for i, j, kind in runs:
+            start, stop = base + i, base + j
+            if kind == PAGE and leaf is not None:
+                yield Piece(start, stop, PAGE, limit, node, leaf.words, 0)
+            elif kind in (ZERO, LOST):
+                yield Piece(start, stop, kind, limit, node, None, 0)
+            elif kind == ABSENT:
+                yield _hop(start, stop, piece, node.parent)
+            elif kind == PASS:
+                origin = node.origin
+                yield _hop(start, stop, piece, origin.parent if origin else None)
+            else:
+                raise Corruption(f"{node.name}: pointer of unknown kind {kind} for block {start}", node=node.name)
+
+
+def _hop(start: int, stop: int, piece: Piece, parent: Node | None) -> Piece:
+    """The piece that continues in `parent`, clipped by its size; zeros if there is none or it ends before."""
+    if parent is None:
+        return Piece(start, stop, ZERO, piece.limit_bytes, piece.owner, None, 0)
+    limit = min(piece.limit_bytes, parent.size_bytes)
+    kind = ABSENT if start * parent.container.block_size < limit else ZERO
+    return Piece(start, stop, kind, limit, parent, None, piece.hops + 1)
+
+
+def _where(node: Node, piece: Piece) -> str:
+    size = node.container.block_size
+    holder = "" if piece.owner is node else f" (held by {piece.owner.name})"
+    return f"{node.name} bytes {piece.start * size} to {min(piece.stop * size, node.size_bytes)}{holder}"
+
+
+def _read_pages(piece: Piece, words: array[int], target: memoryview) -> None:
+    """Read the data blocks of one piece, physically adjacent ones at a stroke, and verify each."""
+    container = piece.owner.container
+    pages, geometry = container.pages, container.geometry
+    size, units = geometry.block_size, geometry.block_units
+    shift = piece.start % geometry.fanout
+    count = piece.stop - piece.start
+    i = 0
+    while i < count:
+        word0 = words[2 * (shift + i)]
+        j = i + 1
+        while j < count and words[2 * (shift + j)] == word0 + (j - i) * units:
+            j += 1
+        pages.read_run(pages.locate(word0, (j - i) * size), target[i * size : j * size])
+        for k in range(i, j):
+            if crc32c(target[k * size : (k + 1) * size]) != words[2 * (shift + k) + 1] & CHECKSUM_MASK:
+                page_no = words[2 * (shift + k)] & PAGE_MASK
+                raise Corruption(f"data of block {piece.start + k} at page {page_no} fails its checksum", page_no=page_no)
+        i = j

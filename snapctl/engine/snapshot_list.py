@@ -1,0 +1,218 @@
+"""The snapshot list: the records of all nodes, in pages that hang off a table tree of depth 2.
+
+Records are read in bulk and judged one by one when somebody asks for them, so that a command pays for the nodes it touches
+and not for the ten thousand others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from snapctl.errors import Corruption, NoSpace
+from snapctl.format.checksum import crc32c
+from snapctl.format.geometry import INDEX_DEPTH, RECORD_BYTES
+from snapctl.format.pointer import KIND_SHIFT, NOWHERE, PAGE, Pointer, page_pointer
+from snapctl.format.record import FREE_RECORD, NodeRecord, RawRecord, build, parse, scan
+from snapctl.storage.store import Store
+from snapctl.storage.tabletree import TableTree
+
+
+class SnapshotList:
+    """The records of one open container.
+
+    Attributes:
+        next_id: the id that the next node gets; ids are never used twice.
+    """
+
+    def __init__(self, store: Store) -> None:
+        """Read the list of the last commit.
+
+        Raises:
+            Corruption: a page of it is damaged, or two records bear the same id.
+        """
+        self._store = store
+        pointer = store.superblock.snapshot_list
+        self._tree = TableTree(
+            store.pages,
+            store.space,
+            INDEX_DEPTH,
+            None if pointer == NOWHERE else pointer,
+            store.transaction,
+            "snapshot list",
+        )
+        self.next_id = store.superblock.next_node_id
+        self._pages: dict[int, bytearray] = {}
+        self._changed: dict[int, int] = {}
+        self._raw: dict[int, RawRecord] = {}
+        self._slots: dict[int, int] = {}
+        self._used_slots: set[int] = set()
+        self._first_free = 0
+        self._names: dict[tuple[int, bytes], int] = {}
+        self._children: dict[int, dict[int, None]] = {}
+        self._load()
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def __contains__(self, node_id: int) -> bool:
+        return node_id in self._raw
+
+    def __iter__(self) -> Iterator[int]:
+        """The ids, in ascending order."""
+        return iter(sorted(self._raw))
+
+    def get(self, node_id: int) -> NodeRecord:
+        """The record of a node.
+
+        Raises:
+            Corruption: there is none of that id, or it makes no sense.
+        """
+        raw = self._raw.get(node_id)
+        if raw is None:
+            raise Corruption(f"a record names node {node_id}, which does not exist; run check")
+        return parse(raw, self._store.geometry)
+
+    def find(self, volume_id: int, name: str) -> int | None:
+        """The id of the snapshot `name` of a volume, or with `volume_id` 0 of the volume `name`."""
+        return self._names.get((volume_id, name.encode("ascii", "replace")))
+
+    def children(self, node_id: int) -> list[int]:
+        """The ids of the nodes whose parent is `node_id`."""
+        return list(self._children.get(node_id, ()))
+
+    def newest_snapshot(self, volume_id: int) -> int | None:
+        """The id of the RO snapshot that stands directly below a volume."""
+        for child in self._children.get(volume_id, ()):
+            raw = self._raw[child]
+            if raw.is_snapshot and raw.origin == volume_id:
+                return child
+        return None
+
+    def new_id(self) -> int:
+        """Hand out the next id."""
+        node_id, self.next_id = self.next_id, self.next_id + 1
+        return node_id
+
+    def put(self, record: NodeRecord) -> None:
+        """Add a record, or put it in the place of the one with the same id.
+
+        Raises:
+            NoSpace: the list is full.
+        """
+        if record.id in self._raw:
+            self._unindex(self._raw[record.id])
+        else:
+            self._slots[record.id] = self._free_slot()
+        page = self._store_slot(self._slots[record.id], build(record))
+        start = self._slots[record.id] % self._store.geometry.records_per_page * RECORD_BYTES
+        self._index(next(scan(memoryview(page)[start : start + RECORD_BYTES])))
+
+    def remove(self, node_id: int) -> None:
+        """Drop a record."""
+        slot = self._slots.pop(node_id)
+        self._used_slots.discard(slot)
+        self._store_slot(slot, FREE_RECORD)
+        self._unindex(self._raw.pop(node_id))
+        self._first_free = min(self._first_free, slot)
+
+    def place(self) -> None:
+        """Give every changed page of records a place.
+
+        Raises:
+            NoSpace: no room is left.
+        """
+        for index, page_no in list(self._changed.items()):
+            if not any(self._pages[index]):
+                if page_no:
+                    self._store.space.free(page_no, self._store.geometry.table_units)
+                    self._changed[index] = 0
+                self._tree.put(index, NOWHERE)
+            elif page_no == 0:
+                self._changed[index] = self._store.space.allocate(self._store.geometry.table_units, 1)[0]
+                self._tree.put(index, page_pointer(self._changed[index], 0, 0))
+        self._tree.place()
+
+    def write(self) -> Pointer:
+        """Write the placed pages and tables.
+
+        Returns:
+            The pointer to the list's first table.
+
+        Raises:
+            NoSpace: the file system is full; it can be tried again.
+            IoFailure: the system refuses.
+        """
+        batch: list[tuple[int, bytes]] = []
+        for index, page_no in self._changed.items():
+            if page_no:
+                page = bytes(self._pages[index])
+                batch.append((page_no, page))
+                self._tree.put(index, page_pointer(page_no, crc32c(page), self._tree.transaction))
+        self._store.pages.write_pages(batch)
+        return self._tree.write()
+
+    def committed(self) -> None:
+        """Take note that what was written is now the container's state."""
+        self._changed.clear()
+        self._tree.transaction = self._store.transaction
+
+    def _load(self) -> None:
+        table_size = self._store.geometry.table_size
+        per_page = self._store.geometry.records_per_page
+        fanout = self._store.geometry.fanout
+        for start, stop, leaf, _ in self._tree.spans(0, self._tree.capacity):
+            if leaf is None:
+                continue
+            for index in range(start, stop):
+                word0, word1 = leaf.words[2 * (index % fanout)], leaf.words[2 * (index % fanout) + 1]
+                if word0 >> KIND_SHIFT != PAGE:
+                    continue
+                page = self._store.pages.read(word0, word1, table_size, "snapshot list: records")
+                self._pages[index] = page
+                for slot, raw in enumerate(scan(page), index * per_page):
+                    if raw.id:
+                        self._slots[raw.id] = slot
+                        self._used_slots.add(slot)
+                        self._index(raw)
+        if len(self._raw) != self._store.superblock.node_count:
+            raise Corruption(
+                f"the snapshot list holds {len(self._raw)} nodes, its superblock says "
+                f"{self._store.superblock.node_count}; run check"
+            )
+
+    def _free_slot(self) -> int:
+        slot = self._first_free
+        while slot in self._used_slots:
+            slot += 1
+        if slot >= self._tree.capacity * self._store.geometry.records_per_page:
+            raise NoSpace("the snapshot list is full; delete snapshots first")
+        self._first_free = slot + 1
+        self._used_slots.add(slot)
+        return slot
+
+    def _store_slot(self, slot: int, record: bytes) -> bytearray:
+        index, position = divmod(slot, self._store.geometry.records_per_page)
+        page = self._pages.setdefault(index, bytearray(self._store.geometry.table_size))
+        if index not in self._changed:
+            pointer = self._tree.get(index)
+            if pointer.kind == PAGE:
+                self._store.space.free(pointer.page_no, self._store.geometry.table_units)
+            self._changed[index] = 0
+        page[position * RECORD_BYTES : (position + 1) * RECORD_BYTES] = record
+        return page
+
+    def _index(self, raw: RawRecord) -> None:
+        self._raw[raw.id] = raw
+        self._names[_name_key(raw)] = raw.id
+        self._children.setdefault(raw.parent, {})[raw.id] = None
+
+    def _unindex(self, raw: RawRecord) -> None:
+        if self._names.get(_name_key(raw)) == raw.id:
+            del self._names[_name_key(raw)]
+        self._children[raw.parent].pop(raw.id)
+
+
+def _name_key(raw: RawRecord) -> tuple[int, bytes]:
+    return (raw.origin if raw.is_snapshot else 0, raw.name.rstrip(b"\0"))
+
+

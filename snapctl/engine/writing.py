@@ -1,0 +1,266 @@
+"""The write path: who inherits the old page is the only question (design invariant 2, claims 5 and 6).
+
+The first write to a block after a snapshot hands the block's old entry to the newest snapshot, or PASS if the volume had none
+of its own. Any other old page is overwritten in place if it was born in this transaction, else freed. Data goes to
+the file a leaf of blocks at a time, in as few calls as its pages allow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from snapctl.engine import reading
+from snapctl.engine.handover import Handover
+from snapctl.engine.model import Cow, Kind
+from snapctl.errors import BadSize
+from snapctl.format.checksum import crc32c
+from snapctl.format.pointer import (
+    ABSENT,
+    BIRTH_SHIFT,
+    CHECKSUM_MASK,
+    KIND_SHIFT,
+    PAGE,
+    PAGE_MASK,
+    PAGE_WORD,
+    PASS_WORD,
+    ZERO_WORD,
+)
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Iterator
+
+    from snapctl.engine.node import Node
+    from snapctl.storage.tabletree import Table
+
+
+def write(node: Node, offset: int, data: memoryview) -> None:
+    """Write `data` at `offset` in bytes; the range lies inside the volume."""
+    block_size = node.container.block_size
+    end = offset + len(data)
+    position = offset
+    while position < end:
+        block_no, at = divmod(position, block_size)
+        piece = data[position - offset :]
+        if at or len(piece) < block_size:
+            piece = piece[: block_size - at]
+            block = memoryview(bytearray(block_size))
+            reading.read_blocks(node, block_no, block_no + 1, block)
+            block[at : at + len(piece)] = piece
+            _write_blocks(node, block_no, block)
+        else:
+            piece = piece[: len(piece) - len(piece) % block_size]
+            _write_blocks(node, block_no, piece)
+        position += len(piece)
+
+
+def trim(node: Node, offset: int, length: int) -> None:
+    """Make a range in bytes read as zeros; blocks that it covers in full lose their data."""
+    block_size = node.container.block_size
+    end = offset + length
+    start, stop = -(-offset // block_size), end // block_size
+    if end == node.size_bytes:
+        stop = node.container.geometry.blocks(end)
+    if start > stop:  # inside one block
+        _zero(node, offset, end)
+        return
+    _zero(node, offset, min(end, start * block_size))
+    _zero(node, stop * block_size, end)
+    _trim_blocks(node, start, stop)
+
+
+def check_resize(node: Node, size_bytes: int, *, shrink: bool) -> None:
+    """Refuse a new size that the format cannot hold, or a smaller one unless `shrink` is set.
+
+    Raises:
+        BadSize: so it is.
+    """
+    node.container.geometry.check_volume_size(size_bytes)
+    if size_bytes < node.size_bytes and not shrink:
+        raise BadSize(
+            f"{size_bytes} is less than the {node.size_bytes} bytes of {node.name}; what lies beyond would be lost "
+            "(give --shrink to do it)"
+        )
+
+
+def resize(node: Node, size_bytes: int) -> None:
+    """Change a volume's size: a smaller one trims the tail, an RW snapshot that grows gets zeros."""
+    geometry = node.container.geometry
+    old = node.size_bytes
+    smaller, larger = sorted((old, size_bytes))
+    if smaller == larger:
+        return
+    if size_bytes < old or node.kind is Kind.RW:
+        # Every block of the tail, mapped or not, and the last block's bytes beyond the end: whoever grows over them
+        # later, or reads them through here, finds zeros.
+        _trim_blocks(node, geometry.blocks(smaller), geometry.blocks(larger))
+        _zero_beyond(node, smaller)
+    node.update(size_bytes=size_bytes)
+
+
+def _zero(node: Node, start: int, end: int) -> None:
+    if start < end:
+        write(node, start, memoryview(bytes(end - start)))
+
+
+def _zero_beyond(node: Node, size_bytes: int) -> None:
+    """Zero the rest of the block in which `size_bytes` lies, as far as it may hold anything else."""
+    block_size = node.container.block_size
+    block_no, at = divmod(size_bytes, block_size)
+    if not at:
+        return
+    block = memoryview(bytearray(block_size))
+    reading.read_blocks(node, block_no, block_no + 1, block)
+    block[at:] = bytes(block_size - at)
+    _write_blocks(node, block_no, block)
+
+
+def _hole_word(node: Node) -> int:
+    """What stands for zeros in a volume: nothing in a base, ZERO in an RW snapshot, whose parent would show through."""
+    return 0 if node.kind is Kind.BASE else ZERO_WORD
+
+
+def _trim_blocks(node: Node, start: int, stop: int) -> None:
+    heir = node.newest_snapshot
+    container = node.container
+    handover = Handover(
+        giver=node.tree,
+        heir=heir.tree if heir else None,
+        space=container.space,
+        block_units=container.geometry.block_units,
+        relieve=container.relieve,
+        absent_word=PASS_WORD,
+        rest_word=_hole_word(node),
+    )
+    handover.run(start, stop)
+    node.own_blocks -= handover.freed + handover.inherited
+    container.note_change(node)
+    if heir:
+        heir.own_blocks += handover.inherited
+        container.note_change(heir)
+
+
+def _write_blocks(node: Node, start: int, data: memoryview) -> None:
+    """Write whole blocks from block `start` on, a leaf at a time."""
+    size, fanout = node.container.block_size, node.container.geometry.fanout
+    done = 0
+    while done < len(data):
+        node.container.relieve()
+        block_no = start + done // size
+        length = min(len(data) - done, (fanout - block_no % fanout) * size)
+        _write_leaf(node, block_no, data[done : done + length])
+        done += length
+
+
+def _write_leaf(node: Node, start: int, data: memoryview) -> None:
+    """Write whole blocks that lie under one leaf."""
+    container = node.container
+    size, fanout = container.block_size, container.geometry.fanout
+    count = len(data) // size
+    zero_checksum, zeros = container.zero_checksum, container.zero_block
+    checksums = [crc32c(data[i : i + size]) for i in range(0, len(data), size)]
+    holes = {
+        i
+        for i, checksum in enumerate(checksums)
+        if checksum == zero_checksum and data[i * size : (i + 1) * size].tobytes() == zeros
+    }
+    if len(holes) == count:
+        _trim_blocks(node, start, start + count)
+        return
+    heir = node.newest_snapshot
+    heir_leaf = _preserving_leaf(heir, start) if heir else None
+    leaf = node.tree.leaf_for_writing(start)
+    shift = start % fanout
+    if heir is not None and heir_leaf is not None:
+        _preserve(node, heir, leaf, heir_leaf, shift, count)
+    places = _replace(node, leaf, shift, count, holes)
+    for first, end in _runs(places, container.geometry.block_units):
+        container.pages.write_run(places[first][1], [data[places[first][0] * size : (places[end - 1][0] + 1) * size]])
+    birth = (container.transaction & CHECKSUM_MASK) << BIRTH_SHIFT
+    words = leaf.words
+    for i, page_no in places:
+        words[2 * (shift + i)], words[2 * (shift + i) + 1] = PAGE_WORD | page_no, checksums[i] | birth
+    node.own_blocks += len(places)
+    container.note_change(node)
+
+
+def _preserving_leaf(heir: Node, block_no: int) -> Table | None:
+    """The heir's leaf for a block, made if need be; None if a covering entry says that the heir lacks nothing there."""
+    _, _, leaf, word0 = next(heir.tree.spans(block_no, block_no + 1))
+    if leaf is None and word0 >> KIND_SHIFT != ABSENT:
+        return None
+    return heir.tree.leaf_for_writing(block_no)
+
+
+def _preserve(node: Node, heir: Node, leaf: Table, heir_leaf: Table, shift: int, count: int) -> None:
+    """Hand the old entries of a range to the newest snapshot where it has none; the volume is left without them."""
+    words, inherits = leaf.words, heir_leaf.words
+    copies: list[int] = []
+    moved = 0
+    is_copy = node.cow is Cow.COPY
+    for i in range(2 * shift, 2 * (shift + count), 2):
+        if inherits[i]:
+            continue
+        word0 = words[i]
+        if not word0:
+            inherits[i] = PASS_WORD
+        elif is_copy and word0 >> KIND_SHIFT == PAGE:
+            copies.append(i)
+        else:
+            inherits[i], inherits[i + 1] = word0, words[i + 1]
+            words[i] = words[i + 1] = 0
+            moved += word0 >> KIND_SHIFT == PAGE
+    _copy(node, words, inherits, copies)
+    node.own_blocks -= moved
+    heir.own_blocks += moved + len(copies)
+    node.container.note_change(heir)
+
+
+def _copy(node: Node, words: array[int], inherits: array[int], entries: list[int]) -> None:
+    """Claim 5 to the letter: bring the original to a new data block of the snapshot."""
+    container = node.container
+    geometry = container.geometry
+    targets = container.space.allocate_data(geometry.block_units, len(entries)) if entries else []
+    birth = (container.transaction & CHECKSUM_MASK) << BIRTH_SHIFT
+    blocks = []
+    for i, page_no in zip(entries, targets, strict=True):
+        original = container.pages.read(words[i], words[i + 1], geometry.block_size, f"{node.name}: data")
+        blocks.append((page_no, bytes(original)))
+        inherits[i], inherits[i + 1] = PAGE_WORD | page_no, words[i + 1] & CHECKSUM_MASK | birth
+    container.pages.write_pages(blocks)
+
+
+def _replace(node: Node, leaf: Table, shift: int, count: int, holes: set[int]) -> list[tuple[int, int]]:
+    """Take the old entries of a range away and find a page for each block that is not a hole.
+
+    Returns:
+        (position in the range, page number) in order; pages born in this transaction are used again.
+    """
+    space, units = node.container.space, node.container.geometry.block_units
+    words, hole = leaf.words, _hole_word(node)
+    freed: list[int] = []
+    again: dict[int, int] = {}
+    taken = 0
+    for i in range(count):
+        word0 = words[2 * (shift + i)]
+        if word0 >> KIND_SHIFT == PAGE:
+            taken += 1
+            page_no = word0 & PAGE_MASK
+            if i not in holes and space.is_fresh(page_no):
+                again[i] = page_no
+            else:
+                freed.append(page_no)
+        words[2 * (shift + i)], words[2 * (shift + i) + 1] = hole, 0
+    space.free_pages(freed, units)
+    node.own_blocks -= taken
+    fresh = iter(space.allocate_data(units, count - len(holes) - len(again)))
+    return [(i, again[i] if i in again else next(fresh)) for i in range(count) if i not in holes]
+
+
+def _runs(places: list[tuple[int, int]], units: int) -> Iterator[tuple[int, int]]:
+    """Ranges of `places` that are neighbours both in the data and on disk."""
+    start = 0
+    for k in range(1, len(places) + 1):
+        if k == len(places) or places[k] != (places[k - 1][0] + 1, places[k - 1][1] + units):
+            yield start, k
+            start = k

@@ -1,0 +1,137 @@
+"""Every error that snapctl raises on purpose, and the exit code each one owns.
+
+The tree (exit code in brackets)::
+
+    SnapctlError [1]                what went wrong, to what, and what to do now
+    |-- UsageError [2]              an argument that is wrong as it stands
+    |   |-- BadName [2]
+    |   |-- BadSize [2]
+    |   `-- OutOfRange [2]          offset or length outside the volume
+    |-- NotAContainer [1]           no snapctl superblock, or not a regular file
+    |-- UnsupportedFormat [1]       newer version or unknown feature
+    |-- NodeNotFound [1]
+    |-- NameTaken [1]
+    |-- ReadOnlyNode [1]            a write to an RO snapshot
+    |-- HasDependents [1]           delete refused; lists what descends from the node
+    |-- IoFailure [1]               a system call on the container failed; poisons it
+    |   `-- Poisoned [1]            used after such a failure
+    |-- Corruption [4]              bytes that contradict their checksum or each other
+    |   |-- Truncated [4]           the file is shorter than its superblock says
+    |   `-- DataLost [4]            a block marked as damaged beyond repair
+    |-- Locked [5]                  held by another process
+    `-- NoSpace [6]                 the disk or the container's capacity is full
+
+Exit codes 3 (leaks only) and 7 (differs) are results of commands, not errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class SnapctlError(Exception):
+    """Base of the tree; `str()` of it is one line fit for standard error."""
+
+    exit_code = 1
+
+
+class UsageError(SnapctlError):
+    """An argument that is wrong whatever the container holds."""
+
+    exit_code = 2
+
+
+class BadName(UsageError):
+    """A node name outside the alphabet or the length limit."""
+
+
+class BadSize(UsageError):
+    """A size that cannot be parsed or that the format cannot hold."""
+
+
+class OutOfRange(UsageError):
+    """An offset or a length that does not lie inside the volume."""
+
+
+class NotAContainer(SnapctlError):
+    """The path is not a snapctl container."""
+
+
+class UnsupportedFormat(SnapctlError):
+    """The container was made by a newer snapctl, or uses a feature unknown here."""
+
+
+class NodeNotFound(SnapctlError):
+    """No volume or snapshot of that name."""
+
+
+class NameTaken(SnapctlError):
+    """A file, volume or snapshot of that name exists already."""
+
+
+class ReadOnlyNode(SnapctlError):
+    """The operation would change an RO snapshot, or a container opened for reading."""
+
+
+class HasDependents(SnapctlError):
+    """A node cannot be deleted while others descend from it.
+
+    Attributes:
+        dependents: full names of the nodes in the way, nearest first.
+    """
+
+    def __init__(self, message: str, dependents: Sequence[str]) -> None:
+        super().__init__(message)
+        self.dependents = tuple(dependents)
+
+
+class IoFailure(SnapctlError):
+    """The system refused a read, write or sync of the container."""
+
+
+class Poisoned(IoFailure):
+    """An earlier failure left the open container unusable; reopen it."""
+
+
+class Corruption(SnapctlError):
+    """Bytes on disk that contradict their checksum, their bounds or each other.
+
+    Attributes:
+        node: full name of the node whose data is affected, if known.
+        page_no: the page at fault, if one is.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, node: str | None = None, page_no: int | None = None) -> None:
+        super().__init__(message)
+        self.node = node
+        self.page_no = page_no
+
+
+class Truncated(Corruption):
+    """The container file is shorter than its superblock says."""
+
+
+class DataLost(Corruption):
+    """The block was damaged beyond repair; writing it anew heals it."""
+
+
+class Locked(SnapctlError):
+    """Another process holds the container.
+
+    Attributes:
+        holders: "pid 123 (command line)" for each holder that could be found.
+    """
+
+    exit_code = 5
+
+    def __init__(self, message: str, holders: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.holders = tuple(holders)
+
+
+class NoSpace(SnapctlError):
+    """The file system or the container's capacity has no room left."""
+
+    exit_code = 6

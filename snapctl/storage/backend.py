@@ -1,0 +1,183 @@
+"""The one module that touches the container file with system calls.
+
+`Backend` is the whole of what the layers above need; tests put crashing, failing and recording files in its place. A
+backend reads and writes completely or raises; it knows nothing of pages. The system's errors become ours here: a lack of
+space is `NoSpace`, all else `IoFailure`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from snapctl.errors import IoFailure, NameTaken, NoSpace, NotAContainer, SnapctlError
+
+Buffer = bytes | bytearray | memoryview
+_T = TypeVar("_T")
+
+_IOV_MAX = 1024
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02
+"""FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE of linux/falloc.h."""
+
+
+class Backend(Protocol):
+    """A file of bytes that can be made durable.
+
+    Raises (all methods):
+        NoSpace: the file system is full.
+        IoFailure: any other refusal of the system.
+    """
+
+    path: str
+
+    def size(self) -> int:
+        """Length of the file in bytes."""
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
+        """Fill `buffer` from `offset` in bytes; returns the bytes read, fewer only at the end of the file."""
+
+    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        """Write the buffers one after the other from `offset` in bytes on."""
+
+    def sync(self) -> None:
+        """Return when all that was written is durable."""
+
+    def extend(self, size: int) -> None:
+        """Make the file at least `size` bytes long."""
+
+    def punch(self, offset: int, length: int) -> None:
+        """Give a range back to the file system where that is possible; its bytes are undefined afterwards."""
+
+    def close(self) -> None:
+        """Close the file, which releases its lock."""
+
+
+class FileBackend:
+    """A regular file, addressed by position, never by a shared offset."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+
+    @classmethod
+    def open(cls, path: str, *, writable: bool) -> FileBackend:
+        """Open an existing regular file.
+
+        Raises:
+            NotAContainer: a directory, device, socket or pipe.
+            IoFailure: it does not exist or the permissions do not suffice.
+        """
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            fd = os.open(path, flags)
+        except IsADirectoryError as error:
+            raise NotAContainer(f"{path} is a directory, not a container") from error
+        except OSError as error:
+            purpose = "writing" if writable else "reading"
+            raise IoFailure(f"cannot open {path} for {purpose}: {error.strerror}") from error
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            os.close(fd)
+            what = "directory" if stat.S_ISDIR(mode) else "device, socket or pipe"
+            raise NotAContainer(f"{path} is a {what}; a container is a regular file")
+        return cls(path, fd)
+
+    @classmethod
+    def create(cls, path: str) -> FileBackend:
+        """Make a new, empty file, readable and writable as the umask says.
+
+        Raises:
+            NameTaken: something of that name exists.
+            IoFailure: the system refuses.
+        """
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except FileExistsError as error:
+            raise NameTaken(f"{path} exists already; it is left as it is") from error
+        except OSError as error:
+            raise _translate(error, f"cannot create {path}") from error
+        return cls(path, fd)
+
+    def remove(self) -> None:
+        """Unlink the file that `create` made when the container could not be finished."""
+        os.unlink(self.path)
+
+    def sync_directory(self) -> None:
+        """Make the file's name durable."""
+        directory = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._call("sync the directory of", lambda: os.fsync(directory))
+        finally:
+            os.close(directory)
+
+    def size(self) -> int:
+        """See `Backend`."""
+        return self._call("stat", lambda: os.fstat(self.fd).st_size)
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
+        """See `Backend`."""
+        view = memoryview(buffer)
+        done = 0
+        while done < len(view):
+            got = self._call("read", lambda: os.preadv(self.fd, [view[done:]], offset + done))
+            if got == 0:
+                break
+            done += got
+        return done
+
+    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        """See `Backend`."""
+        for start in range(0, len(buffers), _IOV_MAX):
+            batch: list[Buffer] = list(buffers[start : start + _IOV_MAX])
+            while batch:
+                done = self._call("write", lambda: os.pwritev(self.fd, batch, offset))
+                offset += done
+                while batch and done >= len(batch[0]):
+                    done -= len(batch.pop(0))
+                if done:
+                    batch[0] = memoryview(batch[0])[done:]
+
+    def sync(self) -> None:
+        """See `Backend`."""
+        self._call("sync", lambda: getattr(os, "fdatasync", os.fsync)(self.fd))
+
+    def extend(self, size: int) -> None:
+        """See `Backend`."""
+        if self.size() < size:
+            self._call("extend", lambda: os.ftruncate(self.fd, size))
+
+    def punch(self, offset: int, length: int) -> None:
+        """See `Backend`; a file system that cannot do it keeps the room for reuse."""
+        if not sys.platform.startswith("linux"):
+            return
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+        if libc.fallocate(self.fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) != 0:
+            code = ctypes.get_errno()
+            if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise IoFailure(f"cannot punch a hole in {self.path}: {os.strerror(code)}")
+
+    def close(self) -> None:
+        """See `Backend`."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _call(self, what: str, function: Callable[[], _T]) -> _T:
+        try:
+            return function()
+        except OSError as error:
+            raise _translate(error, f"cannot {what} {self.path}") from error
+
+
+def _translate(error: OSError, message: str) -> SnapctlError:
+    if error.errno in _NO_SPACE:
+        return NoSpace(f"{message}: {error.strerror}; free some space and try again")
+    return IoFailure(f"{message}: {error.strerror}")

@@ -1,0 +1,56 @@
+"""Runs of bits in the bitmaps of the space map: one bit a unit, set while the unit is in use."""
+
+from __future__ import annotations
+
+import re
+
+from snapctl.errors import Corruption
+
+_CLEAR_RUN = re.compile("0+")
+_SET_RUN = re.compile("1+")
+
+
+def set_bits(bitmap: bytearray, start: int, count: int) -> None:
+    """Set bits that must all be clear.
+
+    Raises:
+        Corruption: one is set already; nothing is changed.
+    """
+    first, stop, mask = _span(start, count)
+    chunk = int.from_bytes(bitmap[first:stop], "little")
+    if chunk & mask:
+        raise Corruption("a page that is in use was to be allocated; run check")
+    bitmap[first:stop] = (chunk | mask).to_bytes(stop - first, "little")
+
+
+def clear_bits(bitmap: bytearray, start: int, count: int) -> None:
+    """Clear bits that must all be set.
+
+    Raises:
+        Corruption: one is clear already; nothing is changed.
+    """
+    first, stop, mask = _span(start, count)
+    chunk = int.from_bytes(bitmap[first:stop], "little")
+    if chunk & mask != mask:
+        raise Corruption("a page that is free was to be freed; run check")
+    bitmap[first:stop] = (chunk ^ mask).to_bytes(stop - first, "little")
+
+
+def clear_runs(bits: int, length: int) -> list[tuple[int, int]]:
+    """The runs of clear bits among the lowest `length`, as (start, count) in order."""
+    return _runs(_CLEAR_RUN, bits, length)
+
+
+def set_runs(bits: int, length: int) -> list[tuple[int, int]]:
+    """The runs of set bits among the lowest `length`, as (start, count) in order."""
+    return _runs(_SET_RUN, bits, length)
+
+
+def _runs(pattern: re.Pattern[str], bits: int, length: int) -> list[tuple[int, int]]:
+    # Formatting in base two and searching are linear and in C; picking bits off an integer one run at a time is quadratic.
+    text = f"{bits:0{length}b}"[::-1]
+    return [(match.start(), match.end() - match.start()) for match in pattern.finditer(text, 0, length)]
+
+
+def _span(start: int, count: int) -> tuple[int, int, int]:
+    return start >> 3, (start + count + 7) >> 3, ((1 << count) - 1) << (start & 7)

@@ -1,0 +1,182 @@
+"""Checked page I/O on a backend, and the poison that follows a failure.
+
+Every read that names a checksum verifies it before a byte is used; every page number is bounded before it becomes an
+offset. After a failed write or sync nothing more can be done with the open container (invariant 6), since the page cache
+may hold what the disk does not; a lack of space is no such failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from snapctl.errors import Corruption, IoFailure, Poisoned
+from snapctl.format.checksum import crc32c
+from snapctl.format.geometry import Geometry
+from snapctl.format.pointer import CHECKSUM_MASK, KIND_SHIFT, PAGE, PAGE_MASK
+from snapctl.format.superblock import COPIES, SUPERBLOCK_BYTES, copy_offset
+from snapctl.storage.backend import Backend, Buffer
+
+
+class PageFile:
+    """The container file seen as pages.
+
+    Attributes:
+        end_page: units that belong to the container; pointers must lie below.
+        resident_tables: tables taken into memory since whoever bounds them set this to 0.
+    """
+
+    def __init__(self, backend: Backend, geometry: Geometry, end_page: int, adopted: tuple[int, bytes] | None) -> None:
+        """Take up a file; `adopted` is the slot and the bytes of the superblock that was read from it.
+
+        What was read from the page cache may never have reached the disk, so the adopted superblock is written
+        again and synced before anything else is written (invariant 4).
+        """
+        self.backend = backend
+        self.geometry = geometry
+        self.end_page = end_page
+        self._adopted = adopted
+        self.resident_tables = 0
+        self._failure: str | None = None
+
+    def check_usable(self) -> None:
+        """Refuse to go on after a failure.
+
+        Raises:
+            Poisoned: a write or sync failed earlier.
+        """
+        if self._failure is not None:
+            raise Poisoned(f"{self.backend.path} is unusable since an earlier failure ({self._failure}); reopen it")
+
+    def locate(self, word0: int, length: int) -> int:
+        """Offset in bytes of the page that a pointer's first word names.
+
+        Raises:
+            Corruption: not a page pointer, or `length` bytes from there do not lie inside the container.
+        """
+        page_no = word0 & PAGE_MASK
+        unit = self.geometry.unit
+        if word0 >> KIND_SHIFT != PAGE:
+            raise Corruption(f"pointer of unknown kind {word0 >> KIND_SHIFT:#x}", page_no=page_no)
+        if not self.geometry.first_page <= page_no <= self.end_page - length // unit:
+            raise Corruption(f"pointer to page {page_no}, outside the container", page_no=page_no)
+        return page_no * unit
+
+    def read(self, word0: int, word1: int, length: int, what: str) -> bytearray:
+        """Read one page and verify it against its pointer's two words.
+
+        Args:
+            word0: first word of the pointer.
+            word1: second word of the pointer.
+            length: length of the page in bytes.
+            what: what the page is, for the message.
+
+        Raises:
+            Corruption: bad pointer, or the bytes fail their checksum.
+            IoFailure: the system refuses.
+        """
+        page = bytearray(length)
+        self.read_run(self.locate(word0, length), memoryview(page))
+        if crc32c(page) != word1 & CHECKSUM_MASK:
+            page_no = word0 & PAGE_MASK
+            raise Corruption(f"{what} at page {page_no} fails its checksum", page_no=page_no)
+        return page
+
+    def read_run(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset` in bytes; the caller verifies.
+
+        Raises:
+            Corruption: the file ends before.
+            IoFailure: the system refuses.
+        """
+        self.check_usable()
+        if self.backend.read_into(offset, buffer) != len(buffer):
+            page_no = offset // self.geometry.unit
+            raise Corruption(f"{self.backend.path} ends inside page {page_no}", page_no=page_no)
+
+    def write_run(self, page_no: int, buffers: Sequence[Buffer]) -> None:
+        """Write buffers one after the other from a page on.
+
+        Raises:
+            NoSpace: the file system is full; the container stays usable.
+            IoFailure: any other refusal, which poisons.
+        """
+        self._begin_writing()
+        try:
+            self.backend.write(page_no * self.geometry.unit, buffers)
+        except IoFailure as error:
+            self._poison(error)
+            raise
+
+    def write_pages(self, pages: Iterable[tuple[int, bytes]]) -> None:
+        """Write single pages, joining those that are neighbours on disk into one call.
+
+        Raises:
+            NoSpace: the file system is full; the container stays usable.
+            IoFailure: any other refusal, which poisons.
+        """
+        run: list[Buffer] = []
+        start = stop = 0
+        for page_no, page in sorted(pages):
+            if run and page_no != stop:
+                self.write_run(start, run)
+                run = []
+            if not run:
+                start = stop = page_no
+            run.append(page)
+            stop += len(page) // self.geometry.unit
+        if run:
+            self.write_run(start, run)
+
+    def write_superblock(self, slot: int, page: bytes) -> None:
+        """Write both copies of a slot.
+
+        Raises:
+            IoFailure: any refusal, a lack of space included, since one copy may be written; it poisons.
+        """
+        self._begin_writing()
+        try:
+            for copy in range(COPIES):
+                self.backend.write(copy_offset(slot, copy), [page])
+        except Exception as error:
+            self._poison(error)
+            raise
+
+    def sync(self) -> None:
+        """Make all that was written durable.
+
+        Raises:
+            IoFailure: the system refuses, which poisons.
+        """
+        self.check_usable()
+        try:
+            self.backend.extend(self.end_page * self.geometry.unit)
+            self.backend.sync()
+        except Exception as error:
+            self._poison(error)
+            raise
+
+    def punch(self, page_no: int, units: int) -> None:
+        """Give the room of free pages back to the file system."""
+        self.check_usable()
+        self.backend.punch(page_no * self.geometry.unit, units * self.geometry.unit)
+
+    def _begin_writing(self) -> None:
+        self.check_usable()
+        if self._adopted is not None:
+            adopted, self._adopted = self._adopted, None
+            self.write_superblock(*adopted)
+            self.sync()
+
+    def _poison(self, error: Exception) -> None:
+        self._failure = str(error)
+
+
+def read_superblock_copy(backend: Backend, slot: int, copy: int) -> bytes:
+    """Read one superblock copy before any geometry is known; short at the end of the file.
+
+    Raises:
+        IoFailure: the system refuses.
+    """
+    page = bytearray(SUPERBLOCK_BYTES)
+    got = backend.read_into(copy_offset(slot, copy), page)
+    return bytes(page[:got])

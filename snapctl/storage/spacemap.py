@@ -1,0 +1,382 @@
+"""The space map: which units of the file are in use, and the allocator on top of it.
+
+Bitmap pages hang off a table tree of depth 2 and are shadow-paged like everything else; a bitmap that does not exist
+means that all its units are free. For each bitmap in memory three states are kept apart:
+
+- *current*: as the open transaction has it;
+- *committed*: as the last commit left it. A unit free there but not in *current* was born in this transaction: its page
+  may be overwritten in place, and freeing it makes it reusable at once;
+- *previous*: as the commit before left it, which the other superblock slot still stands for.
+
+The allocator takes only what is free in all three (invariant 2). A run freed by one commit is punched out of the file
+when the next is durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from snapctl.errors import Corruption, NoSpace
+from snapctl.format.checksum import crc32c
+from snapctl.format.geometry import INDEX_DEPTH
+from snapctl.format.pointer import BIRTH_SHIFT, NOWHERE, PAGE, PAGE_MASK, Pointer, page_pointer
+from snapctl.format.superblock import Superblock
+from snapctl.storage.bitmap import clear_bits, clear_runs, set_bits, set_runs
+from snapctl.storage.pages import PageFile
+from snapctl.storage.tabletree import Table, TableTree
+from snapctl.units import format_size
+
+_PUNCH_BYTES = 1 << 20
+"""Runs at least as long are given back to the file system."""
+_RESERVE_TABLES = 256
+"""Table pages that data may not use up, so that deleting still works in a container at its capacity."""
+
+
+@dataclass(slots=True)
+class _Bitmap:
+    current: bytearray
+    committed: bytes
+    previous: bytes
+    page_no: int = 0
+    changed: bool = False
+    runs: list[tuple[int, int]] | None = None
+    next_run: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def in_use(self) -> int:
+        return int.from_bytes(self.current, "little").bit_count()
+
+
+class _MapTree(TableTree):
+    """A tree whose pointers carry the free units beneath them instead of a birth."""
+
+    def stamp(self, table: Table, level: int) -> int:
+        if level:
+            return 0  # the whole file's count may exceed 32 bits; the superblock has it
+        absent, words = self._pages.geometry.units_per_bitmap, table.words
+        return sum(words[i + 1] >> BIRTH_SHIFT if words[i] else absent for i in range(0, len(words), 2))
+
+
+class _Deferred:
+    """The map's own pages: a free of one waits until the change under way is done, lest it recurse."""
+
+    def __init__(self, space: SpaceMap) -> None:
+        self._space = space
+
+    def allocate(self, units: int, count: int) -> list[int]:
+        return self._space.allocate(units, count)
+
+    def free(self, page_no: int, units: int) -> None:
+        self._space.pending.append((page_no, units))
+
+
+class SpaceMap:
+    """The allocator of one open container.
+
+    Attributes:
+        used: units in use in the open transaction, the superblock area among them.
+        pending: pages of the map itself that are free as soon as the change under way is done.
+    """
+
+    def __init__(self, pages: PageFile, committed: Superblock, previous: Superblock | None) -> None:
+        """Take up the map of the last commit; `previous` is what the other slot stands for, if it is whole."""
+        self._pages = pages
+        self._geometry = pages.geometry
+        self._limit = committed.pages_limit or self._geometry.max_units
+        self._reserve = min(_RESERVE_TABLES * self._geometry.table_units, committed.pages_limit // 16)
+        self.used = committed.pages_used
+        self.pending: list[tuple[int, int]] = []
+        self._bitmaps: dict[int, _Bitmap] = {}
+        self._first_candidate: dict[int, int] = {}
+        self._tree = self._open_tree(committed)
+        self._committed_tree: TableTree | None = self._open_tree(committed)
+        self._previous_tree: TableTree | None = None
+        if previous is not None and previous.space_map != committed.space_map:
+            try:
+                self._previous_tree = self._open_tree(previous)
+            except Corruption:
+                self._previous_tree = None
+
+    @classmethod
+    def format(cls, pages: PageFile, blank: Superblock) -> SpaceMap:
+        """Begin the map of a new container: all free but the superblock area."""
+        space = cls.__new__(cls)
+        space._pages = pages
+        space._geometry = pages.geometry
+        space._limit = blank.pages_limit or pages.geometry.max_units
+        space._reserve = 0
+        space.used = 0
+        space.pending = []
+        space._bitmaps = {}
+        space._first_candidate = {}
+        space._tree = _MapTree(pages, _Deferred(space), INDEX_DEPTH, None, 1, "space map")
+        space._committed_tree = None
+        space._previous_tree = None
+        for page_no in range(pages.geometry.first_page):
+            space._change(page_no, 1, in_use=True)
+        return space
+
+    @property
+    def reserve(self) -> int:
+        """Units that only tables may use."""
+        return self._reserve
+
+    def is_fresh(self, page_no: int) -> bool:
+        """Whether a page in use was born in the open transaction, so that it may be overwritten in place."""
+        index, bit = divmod(page_no, self._geometry.units_per_bitmap)
+        bitmap = self._bitmaps.get(index)
+        # Fresh pages were allocated through a bitmap in memory; any other page is committed.
+        return bitmap is not None and not bitmap.committed[bit >> 3] >> (bit & 7) & 1
+
+    def allocate_data(self, units: int, count: int) -> list[int]:
+        """As `allocate`, but leaves the reserve alone.
+
+        Raises:
+            NoSpace: the capacity would be exceeded.
+        """
+        if self.used + units * count > self._limit - self._reserve:
+            raise self._full()
+        return self.allocate(units, count)
+
+    def allocate(self, units: int, count: int) -> list[int]:
+        """Take `count` runs of `units` consecutive units each, in address order as far as possible.
+
+        Returns:
+            The first page number of each run.
+
+        Raises:
+            NoSpace: the capacity is exhausted.
+        """
+        found: list[int] = []
+        for rescan in (False, True):
+            if rescan:
+                # What this transaction freed of its own is only seen when the runs are computed anew.
+                self._forget_runs()
+            for index in self._candidates(self._first_candidate.get(units, 0)):
+                self._take(index, units, count, found)
+                if len(found) == count:
+                    self._first_candidate[units] = index
+                    self._settle()
+                    return found
+        for page_no in found:
+            self.free(page_no, units)
+        raise self._full()
+
+    def free(self, page_no: int, units: int) -> None:
+        """Give back a run of units.
+
+        Raises:
+            Corruption: it is not in use: two owners, or a map that is wrong.
+        """
+        self._release(page_no, units)
+        self._settle()
+
+    def free_pages(self, page_nos: Iterable[int], units: int) -> None:
+        """Give back many runs of `units` each, neighbours at a stroke.
+
+        Raises:
+            Corruption: as `free`.
+        """
+        start = stop = -1
+        for page_no in sorted(page_nos):
+            if page_no != stop:
+                if start >= 0:
+                    self._release(start, stop - start)
+                start = page_no
+            stop = page_no + units
+        if start >= 0:
+            self._release(start, stop - start)
+        self._settle()
+
+    def place(self) -> None:
+        """Give every changed page of the map a place, to the fixed point: placing one may change another.
+
+        Raises:
+            NoSpace: no room is left.
+        """
+        again = True
+        while again:
+            again = False
+            for index, bitmap in list(self._bitmaps.items()):
+                if bitmap.changed and bitmap.page_no == 0:
+                    bitmap.page_no = self.allocate(self._geometry.table_units, 1)[0]
+                    # A first pointer keeps the table above from being dropped as empty; `write` completes it.
+                    self._tree.put(index, page_pointer(bitmap.page_no, 0, 0))
+                    again = True
+            again |= self._tree.place()
+            self._settle()
+            again |= any(bitmap.changed and bitmap.page_no == 0 for bitmap in self._bitmaps.values())
+
+    def write(self) -> Pointer:
+        """Write the placed map.
+
+        Returns:
+            The pointer to its first table.
+
+        Raises:
+            NoSpace: the file system is full.
+            IoFailure: the system refuses.
+        """
+        batch: list[tuple[int, bytes]] = []
+        per_bitmap = self._geometry.units_per_bitmap
+        for index, bitmap in self._bitmaps.items():
+            if bitmap.changed:
+                page = bytes(bitmap.current)
+                batch.append((bitmap.page_no, page))
+                self._tree.put(index, page_pointer(bitmap.page_no, crc32c(page), per_bitmap - bitmap.in_use))
+        self._pages.write_pages(batch)
+        return self._tree.write()
+
+    def rotate(self, superblock: Superblock) -> list[tuple[int, int]]:
+        """Turn current into committed and committed into previous, once `superblock` is durable.
+
+        Returns:
+            Runs (page, units) that no slot stands for any more, worth punching out.
+        """
+        retired = list(self._retired())
+        self._previous_tree = self._committed_tree
+        self._committed_tree = self._open_tree(superblock)
+        self._tree.transaction = superblock.transaction + 1
+        for bitmap in self._bitmaps.values():
+            bitmap.previous = bitmap.committed
+            if bitmap.changed:
+                bitmap.committed = bytes(bitmap.current)
+                bitmap.changed = False
+        self._forget_runs()
+        return retired
+
+    def will_retire(self) -> bool:
+        """Whether one more commit would give runs back to the file system."""
+        return next(self._retired(), None) is not None
+
+    def _open_tree(self, superblock: Superblock) -> _MapTree:
+        return _MapTree(
+            self._pages,
+            _Deferred(self),
+            INDEX_DEPTH,
+            superblock.space_map,
+            superblock.transaction + 1,
+            "space map",
+        )
+
+    def _full(self) -> NoSpace:
+        capacity = format_size(self._limit * self._geometry.unit)
+        return NoSpace(f"{self._pages.backend.path} is at its capacity of {capacity}; delete snapshots or trim volumes")
+
+    def _forget_runs(self) -> None:
+        self._first_candidate = {}
+        for bitmap in self._bitmaps.values():
+            bitmap.runs = None
+
+    def _candidates(self, first: int) -> Iterator[int]:
+        """Indexes of bitmaps from `first` on that may have free units, in order."""
+        per_bitmap = self._geometry.units_per_bitmap
+        for index in range(first, -(-self._limit // per_bitmap)):
+            if index in self._bitmaps:
+                yield index
+                continue
+            pointer = self._tree.get(index)
+            if pointer.kind != PAGE or pointer.birth:
+                yield index
+
+    def _take(self, index: int, units: int, count: int, found: list[int]) -> None:
+        bitmap = self._bitmap(index)
+        per_bitmap = self._geometry.units_per_bitmap
+        base = index * per_bitmap
+        if bitmap.runs is None:
+            busy = 0
+            for state in (bitmap.current, bitmap.committed, bitmap.previous):
+                busy |= int.from_bytes(state, "little")
+            length = min(per_bitmap, self._limit - base)
+            bitmap.runs = clear_runs(busy & ((1 << length) - 1), length)
+            bitmap.next_run = {}
+        runs = bitmap.runs
+        position = bitmap.next_run.get(units, 0)
+        while position < len(runs) and len(found) < count:
+            start, free = runs[position]
+            wanted = min(free // units, count - len(found))
+            if wanted:
+                length = wanted * units
+                self._change(base + start, length, in_use=True)
+                found.extend(range(base + start, base + start + length, units))
+                runs[position] = (start + length, free - length)
+            if runs[position][1] < units:
+                position += 1
+        bitmap.next_run[units] = position
+
+    def _release(self, page_no: int, units: int) -> None:
+        per_bitmap = self._geometry.units_per_bitmap
+        while units:
+            part = min(units, per_bitmap - page_no % per_bitmap)
+            self._change(page_no, part, in_use=False)
+            page_no += part
+            units -= part
+
+    def _settle(self) -> None:
+        while self.pending:
+            self._release(*self.pending.pop())
+
+    def _change(self, page_no: int, units: int, *, in_use: bool) -> None:
+        """Set or clear the bits of a run that lies within one bitmap."""
+        index, bit = divmod(page_no, self._geometry.units_per_bitmap)
+        bitmap = self._bitmap(index)
+        if not bitmap.changed:
+            if bitmap.page_no:
+                self.pending.append((bitmap.page_no, self._geometry.table_units))
+            bitmap.page_no = 0
+            bitmap.changed = True
+            self._tree.leaf_for_writing(index)
+        if in_use:
+            set_bits(bitmap.current, bit, units)
+            self.used += units
+            self._pages.end_page = max(self._pages.end_page, page_no + units)
+        else:
+            clear_bits(bitmap.current, bit, units)
+            self.used -= units
+
+    def _bitmap(self, index: int) -> _Bitmap:
+        bitmap = self._bitmaps.get(index)
+        if bitmap is None:
+            pointer = self._tree.get(index)
+            committed = previous = self._read(pointer)
+            earlier = self._previous_pointer(index)
+            if earlier is not None and earlier != pointer:
+                try:
+                    previous = self._read(earlier)
+                except Corruption:
+                    self._previous_tree = None
+            bitmap = _Bitmap(bytearray(committed), committed, previous, pointer.word0 & PAGE_MASK)
+            self._bitmaps[index] = bitmap
+        return bitmap
+
+    def _read(self, pointer: Pointer) -> bytes:
+        size = self._geometry.table_size
+        if pointer == NOWHERE:
+            return bytes(size)
+        return bytes(self._pages.read(pointer.word0, pointer.word1, size, "bitmap of the space map"))
+
+    def _previous_pointer(self, index: int) -> Pointer | None:
+        """Where the previous commit had a bitmap; a damaged previous map is of no use and given up."""
+        if self._previous_tree is None:
+            return None
+        try:
+            return self._previous_tree.get(index)
+        except Corruption:
+            self._previous_tree = None
+            return None
+
+    def _retired(self) -> Iterator[tuple[int, int]]:
+        """Long runs that the previous commit had in use, and neither the last nor the open transaction has."""
+        per_bitmap = self._geometry.units_per_bitmap
+        least = max(1, _PUNCH_BYTES // self._geometry.unit)
+        for index in range(-(-self._pages.end_page // per_bitmap)):
+            if index not in self._bitmaps and self._previous_pointer(index) in (None, self._tree.get(index)):
+                continue
+            bitmap = self._bitmap(index)
+            states = (bitmap.previous, bitmap.committed, bitmap.current)
+            before, last, now = (int.from_bytes(state, "little") for state in states)
+            freed = before & ~last & ~now
+            if freed.bit_count() >= least:
+                runs = set_runs(freed, per_bitmap)
+                yield from ((index * per_bitmap + start, units) for start, units in runs if units >= least)

@@ -1,0 +1,214 @@
+"""Commit and recovery: one open container below the level of nodes.
+
+A commit writes new pages, syncs, writes the superblock into the slot that holds the commit before the last, and syncs
+again (invariant 4). Until the second sync begins the last commit is untouched; after it the new one is durable. Opening takes
+the sound superblock with the highest transaction number; a damaged copy costs nothing, a torn slot means that the commit
+in flight never happened.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+
+from snapctl.errors import Corruption, NoSpace, NotAContainer, ReadOnlyNode, Truncated, UnsupportedFormat
+from snapctl.format.geometry import SUPERBLOCK_AREA, Geometry
+from snapctl.format.pointer import Pointer
+from snapctl.format.superblock import (
+    COPIES,
+    KNOWN_READ_ONLY_COMPATIBLE,
+    SLOTS,
+    Superblock,
+    build,
+    has_magic,
+    parse,
+)
+from snapctl.storage import lock
+from snapctl.storage.backend import Backend, FileBackend
+from snapctl.storage.pages import PageFile, read_superblock_copy
+from snapctl.storage.spacemap import SpaceMap
+from snapctl.units import format_size
+
+_SMALLEST_CAPACITY_TABLES = 64
+
+
+class Store:
+    """The pages, the space map and the superblock of one open container.
+
+    Attributes:
+        superblock: as of the last commit.
+        space: the space map of the open transaction.
+    """
+
+    def __init__(self, pages: PageFile, space: SpaceMap, superblock: Superblock, *, writable: bool) -> None:
+        self.pages = pages
+        self.space = space
+        self.superblock = superblock
+        self.writable = writable
+
+    @property
+    def geometry(self) -> Geometry:
+        """The container's sizes."""
+        return self.superblock.geometry
+
+    @property
+    def transaction(self) -> int:
+        """Number of the open transaction."""
+        return self.superblock.transaction + 1
+
+    @classmethod
+    def format(cls, backend: Backend, geometry: Geometry, capacity_bytes: int | None) -> Store:
+        """Begin a container in an empty file; nothing can be opened before the first commit.
+
+        Raises:
+            NoSpace: the capacity is too small to hold anything.
+        """
+        limit = 0 if capacity_bytes is None else min(capacity_bytes // geometry.unit, geometry.max_units)
+        least = geometry.first_page + _SMALLEST_CAPACITY_TABLES * geometry.table_units
+        if capacity_bytes is not None and limit < least:
+            raise NoSpace(f"a capacity of {format_size(capacity_bytes)} is too small; at least {least * geometry.unit}")
+        blank = Superblock(
+            geometry=geometry,
+            uuid=uuid.uuid4(),
+            transaction=0,
+            pages_used=0,
+            pages_total=geometry.first_page,
+            pages_limit=limit,
+            next_node_id=1,
+            node_count=0,
+        )
+        backend.extend(SUPERBLOCK_AREA)
+        pages = PageFile(backend, geometry, geometry.first_page, None)
+        return cls(pages, SpaceMap.format(pages, blank), blank, writable=True)
+
+    @classmethod
+    def adopt(cls, backend: Backend, *, writable: bool) -> Store:
+        """Open what stands in a file.
+
+        Raises:
+            NotAContainer: nothing in it looks like a superblock.
+            UnsupportedFormat: made by a newer version.
+            Truncated: shorter than the superblock says.
+            Corruption: no superblock copy is sound, or the space map is damaged.
+        """
+        current, previous = choose_superblocks(backend)
+        geometry = current.geometry
+        if backend.size() < current.pages_total * geometry.unit:
+            raise Truncated(
+                f"{backend.path} is truncated: {backend.size()} bytes, where its superblock says "
+                f"{current.pages_total * geometry.unit}; restore it from a copy"
+            )
+        if writable and (unknown := current.read_only_compatible & ~KNOWN_READ_ONLY_COMPATIBLE):
+            raise UnsupportedFormat(
+                f"{backend.path} uses feature 0x{unknown:x}, unknown here; it can be read but not written"
+            )
+        pages = PageFile(backend, geometry, current.pages_total, (current.slot, build(current)))
+        return cls(pages, SpaceMap(pages, current, previous), current, writable=writable)
+
+    @classmethod
+    def open_file(cls, path: str, *, writable: bool, wait_seconds: float) -> Store:
+        """Open and lock a container file.
+
+        Raises:
+            Locked: others hold it for longer than `wait_seconds`.
+            SnapctlError: as `FileBackend.open` and `adopt`.
+        """
+        backend = FileBackend.open(path, writable=writable)
+        try:
+            lock.acquire(backend.fd, path, exclusive=writable, wait_seconds=wait_seconds)
+            return cls.adopt(backend, writable=writable)
+        except BaseException:
+            backend.close()
+            raise
+
+    def check_writable(self) -> None:
+        """Refuse to change a container that was opened for reading.
+
+        Raises:
+            ReadOnlyNode: it was.
+            Poisoned: a failure made it unusable.
+        """
+        self.pages.check_usable()
+        if not self.writable:
+            raise ReadOnlyNode(f"{self.pages.backend.path} was opened for reading only")
+
+    def reset(self) -> None:
+        """Forget the open transaction; the space map is again that of the last commit."""
+        _, previous = choose_superblocks(self.pages.backend)
+        self.pages.end_page = self.superblock.pages_total
+        self.space = SpaceMap(self.pages, self.superblock, previous)
+
+    def commit(self, snapshot_list: Pointer, next_node_id: int, node_count: int) -> None:
+        """Write the placed space map and make everything written so far the container's state.
+
+        Raises:
+            NoSpace: the file system is full; the last commit stands and the container stays usable.
+            IoFailure: the system refuses; the last commit stands, or this one, and the container is poisoned.
+        """
+        self.space.place()
+        self._advance(
+            replace(
+                self.superblock,
+                space_map=self.space.write(),
+                snapshot_list=snapshot_list,
+                next_node_id=next_node_id,
+                node_count=node_count,
+            )
+        )
+        if self.space.will_retire():
+            # Once more with nothing changed, so that no slot needs the freed room and the file system gets it back.
+            self._advance(self.superblock)
+
+    def _advance(self, draft: Superblock) -> None:
+        done = replace(
+            draft,
+            transaction=self.superblock.transaction + 1,
+            pages_used=self.space.used,
+            pages_total=self.pages.end_page,
+        )
+        self.pages.sync()
+        self.pages.write_superblock(done.slot, build(done))
+        self.pages.sync()
+        self.superblock = done
+        for page_no, units in self.space.rotate(done):
+            self.pages.punch(page_no, units)
+
+
+def superblock_copies(backend: Backend) -> Iterator[tuple[int, int, Superblock | Corruption]]:
+    """Read all four copies.
+
+    Yields:
+        (slot, copy, what stands there): the superblock, or why it is none.
+
+    Raises:
+        UnsupportedFormat: one is sound but newer than this program.
+    """
+    for slot in range(SLOTS):
+        for copy in range(COPIES):
+            try:
+                yield slot, copy, parse(read_superblock_copy(backend, slot, copy))
+            except Corruption as error:
+                yield slot, copy, error
+
+
+def choose_superblocks(backend: Backend) -> tuple[Superblock, Superblock | None]:
+    """The superblock of the last commit, and that of the commit before if its slot is sound.
+
+    Raises:
+        NotAContainer: no copy even begins like a superblock.
+        UnsupportedFormat: one is sound but newer than this program.
+        Corruption: none is sound.
+    """
+    try:
+        copies = [found for _, _, found in superblock_copies(backend) if isinstance(found, Superblock)]
+    except UnsupportedFormat as error:
+        raise UnsupportedFormat(f"{backend.path}: {error}") from error
+    if not copies:
+        if not any(has_magic(read_superblock_copy(backend, s, c)) for s in range(SLOTS) for c in range(COPIES)):
+            raise NotAContainer(f"{backend.path} is not a snapctl container")
+        raise Corruption(f"{backend.path}: no sound superblock is left; restore it from a copy")
+    current = max(copies, key=lambda found: found.transaction)
+    others = (found for found in copies if found.transaction < current.transaction)
+    return current, max(others, key=lambda found: found.transaction, default=None)
+

@@ -1,0 +1,330 @@
+"""The tree of table pages: one class for volumes (depth 3), the snapshot list and the space map (depth 2).
+
+A tree maps an index (a block number) to a pointer. Tables come into being when an entry in them is needed, and are
+shadow-paged: a committed table is never written again (invariant 2). The first change of a table in a transaction frees
+its page and keeps the words in memory; at commit every changed table gets a fresh page (`place`) and is written from the
+bottom up (`write`), so that each pointer carries the checksum of what it points at. Placing and writing are apart because the
+space map, itself such a tree, changes while pages are being placed, and because a preview places without writing.
+
+An entry above the last level that is not ABSENT and not PAGE covers all beneath; `leaf_for_writing` splits it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from functools import cache
+from typing import Protocol
+
+from snapctl.errors import Corruption
+from snapctl.format.pointer import (
+    KIND_SHIFT,
+    LOST,
+    NOWHERE,
+    PAGE,
+    PAGE_MASK,
+    Pointer,
+    decode_table,
+    encode_table,
+    filled_table,
+    page_pointer,
+    table_checksum,
+)
+from snapctl.storage.pages import PageFile
+
+
+class Space(Protocol):
+    """Where a tree gets pages from and gives them back to."""
+
+    def allocate(self, units: int, count: int) -> list[int]:
+        """First page numbers of `count` fresh runs of `units` each."""
+
+    def free(self, page_no: int, units: int) -> None:
+        """Give back a run of `units`."""
+
+
+class Table:
+    """One table page in memory.
+
+    Attributes:
+        words: its pointers, two words each.
+        page_no: where it stands or will stand; 0 while changed and not yet placed.
+        changed: differs from what stands on disk.
+        children: tables beneath that are in memory, by entry.
+        changed_children: entries whose table, or one beneath it, is changed.
+    """
+
+    __slots__ = ("changed", "changed_children", "children", "page_no", "words")
+
+    def __init__(self, words: array[int], page_no: int, *, changed: bool) -> None:
+        self.words = words
+        self.page_no = page_no
+        self.changed = changed
+        self.children: dict[int, Table] = {}
+        self.changed_children: set[int] = set()
+
+
+class TableTree:
+    """A tree of tables of a given depth beneath one root.
+
+    Attributes:
+        root: the first table.
+        pointer: to the first table as last written.
+    """
+
+    def __init__(
+        self, pages: PageFile, space: Space, depth: int, pointer: Pointer | None, transaction: int, what: str
+    ) -> None:
+        """Load the first table, or make an empty one if `pointer` is None.
+
+        Args:
+            pages: where tables are read from and written to.
+            space: where their pages come from.
+            depth: levels of tables, 2 or 3.
+            pointer: of the first table as committed.
+            transaction: number of the open transaction, the birth of pages written in it.
+            what: whose tables these are, for messages.
+
+        Raises:
+            Corruption: the first table fails its checksum.
+        """
+        self._pages = pages
+        self._space = space
+        self._fanout = pages.geometry.fanout
+        self._units = pages.geometry.table_units
+        self.depth = depth
+        self.capacity = self._fanout**depth
+        self.what = what
+        self.transaction = transaction
+        self.pointer = pointer or NOWHERE
+        if pointer is None:
+            self.root = Table(filled_table(self._fanout), 0, changed=True)
+        else:
+            self.root = self._load(pointer.word0, pointer.word1)
+
+    @property
+    def changed(self) -> bool:
+        """Whether a commit has to write any table."""
+        return self.root.changed
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the first table has no entry at all."""
+        return not any(self.root.words)
+
+    def child(self, table: Table, entry: int) -> Table | None:
+        """The table that an entry above the last level points to; None if the entry is of another kind.
+
+        Raises:
+            Corruption: the table cannot be read as such.
+        """
+        found = table.children.get(entry)
+        if found is None:
+            word0 = table.words[2 * entry]
+            if word0 >> KIND_SHIFT != PAGE:
+                if word0 >> KIND_SHIFT > LOST or word0 & PAGE_MASK:
+                    raise Corruption(f"{self.what}: pointer of unknown kind in a table")
+                return None
+            found = table.children[entry] = self._load(word0, table.words[2 * entry + 1])
+        return found
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[int, int, Table | None, int]]:
+        """Walk the indexes from `start` to `stop` in order, whole subtrees at a time.
+
+        Yields:
+            (first, end, leaf, word0): a last-level table that holds entries first..end, or None and the first word of the
+            entry that covers them all.
+        """
+        fanout = self._fanout
+        position = start
+        while position < stop:
+            table, span, base = self.root, self.capacity, 0
+            while True:
+                if span == fanout:
+                    end = min(stop, base + span)
+                    yield position, end, table, 0
+                    break
+                span //= fanout
+                entry = (position - base) // span
+                base += entry * span
+                child = self.child(table, entry)
+                if child is None:
+                    end = min(stop, base + span)
+                    yield position, end, None, table.words[2 * entry]
+                    break
+                table = child
+            position = end
+
+    def get(self, index: int) -> Pointer:
+        """The pointer at `index`, or the covering one above it."""
+        _, _, leaf, word0 = next(self.spans(index, index + 1))
+        if leaf is None:
+            return Pointer(word0, 0)
+        entry = 2 * (index % self._fanout)
+        return Pointer(leaf.words[entry], leaf.words[entry + 1])
+
+    def put(self, index: int, pointer: Pointer) -> None:
+        """Set the pointer at `index`, making the tables above it."""
+        leaf = self.leaf_for_writing(index)
+        entry = 2 * (index % self._fanout)
+        leaf.words[entry], leaf.words[entry + 1] = pointer
+
+    def leaf_for_writing(self, index: int) -> Table:
+        """The last-level table that holds `index`, made if need be, ready to be changed."""
+        table, span = self.root, self.capacity
+        self.touch(table)
+        while span > self._fanout:
+            span //= self._fanout
+            table = self.child_for_writing(table, index // span % self._fanout)
+        return table
+
+    def child_for_writing(self, table: Table, entry: int) -> Table:
+        """The table below an entry of a changed table, ready to be changed.
+
+        One that does not exist is made, filled with the kind that the entry had (the split of a covering entry).
+        """
+        child = self.child(table, entry)
+        if child is None:
+            child = Table(filled_table(self._fanout, table.words[2 * entry]), 0, changed=True)
+            self._pages.resident_tables += 1
+            self.adopt(table, entry, child)
+        else:
+            self.touch(child)
+            table.changed_children.add(entry)
+        return child
+
+    def touch(self, table: Table) -> None:
+        """Make a table changeable: its committed page is freed, its words live in memory until the commit.
+
+        Every table above it must be touched as well; `child_for_writing` does that on the way down.
+        """
+        if not table.changed:
+            self._space.free(table.page_no, self._units)
+            table.page_no = 0
+            table.changed = True
+            table.words = table.words[:]
+
+    def adopt(self, table: Table, entry: int, child: Table) -> None:
+        """Hang a changed table in memory under an entry of a changed table."""
+        table.words[2 * entry], table.words[2 * entry + 1] = PAGE << KIND_SHIFT, 0
+        table.children[entry] = child
+        table.changed_children.add(entry)
+
+    def release(self, table: Table, entry: int) -> Table | None:
+        """Take the table out from under an entry of a changed table, leaving the entry's words to the caller."""
+        table.changed_children.discard(entry)
+        return table.children.pop(entry, None)
+
+    def discard(self, table: Table) -> None:
+        """Free the page of a table that nothing points to any more."""
+        if table.page_no:
+            self._space.free(table.page_no, self._units)
+
+    def place(self) -> bool:
+        """Give every changed table a page; tables that became empty are dropped, except the first.
+
+        Returns:
+            Whether any page was allocated or freed.
+
+        Raises:
+            NoSpace: no room is left.
+        """
+        if not self.root.changed:
+            return False
+        unplaced: list[Table] = []
+        dropped = self._prune(self.root, unplaced)
+        if unplaced:
+            for table, page_no in zip(unplaced, self._space.allocate(self._units, len(unplaced)), strict=True):
+                table.page_no = page_no
+        return dropped or bool(unplaced)
+
+    def write(self) -> Pointer:
+        """Write every changed, placed table from the bottom up; after a failure it can be tried again.
+
+        Returns:
+            The pointer to the first table.
+
+        Raises:
+            NoSpace: the file system is full.
+            IoFailure: the system refuses.
+        """
+        if self.root.changed:
+            written: list[tuple[Table, bytes]] = []
+            pointer = self._encode(self.root, self.depth - 1, written)
+            self._write_out(written)
+            self.pointer = pointer
+        return self.pointer
+
+    def spill(self) -> None:
+        """Write out all changed tables but the first before the commit, and forget all that are below it.
+
+        Raises:
+            NoSpace: no room is left.
+            IoFailure: the system refuses.
+        """
+        if self.root.changed:
+            unplaced: list[Table] = []
+            self._prune(self.root, unplaced)
+            below = [table for table in unplaced if table is not self.root]
+            for table, page_no in zip(below, self._space.allocate(self._units, len(below)), strict=True):
+                table.page_no = page_no
+            written: list[tuple[Table, bytes]] = []
+            self._encode_children(self.root, self.depth - 1, written)
+            self._write_out(written)
+            self.root.changed_children.clear()
+        self.root.children.clear()
+
+    def stamp(self, table: Table, level: int) -> int:
+        """What a pointer to `table` carries beside page and checksum: the birth, low 32 bits of the transaction.
+
+        Args:
+            table: the table pointed at.
+            level: 0 for a last-level table.
+        """
+        del table, level
+        return self.transaction
+
+    def _load(self, word0: int, word1: int) -> Table:
+        page = self._pages.read(word0, word1, self._pages.geometry.table_size, f"{self.what}: table")
+        self._pages.resident_tables += 1
+        words = decode_table(page)
+        return Table(words if any(words) else _empty_words(self._fanout), word0 & PAGE_MASK, changed=False)
+
+    def _prune(self, table: Table, unplaced: list[Table]) -> bool:
+        dropped = False
+        for entry in list(table.changed_children):
+            child = table.children[entry]
+            dropped |= self._prune(child, unplaced)
+            if not any(child.words):
+                self.release(table, entry)
+                self.discard(child)
+                table.words[2 * entry] = table.words[2 * entry + 1] = 0
+                dropped = True
+            elif child.page_no == 0:
+                unplaced.append(child)
+        if table is self.root and table.page_no == 0:
+            unplaced.append(table)
+        return dropped
+
+    def _encode(self, table: Table, level: int, written: list[tuple[Table, bytes]]) -> Pointer:
+        self._encode_children(table, level, written)
+        page = encode_table(table.words)
+        written.append((table, page))
+        return page_pointer(table.page_no, table_checksum(page), self.stamp(table, level))
+
+    def _encode_children(self, table: Table, level: int, written: list[tuple[Table, bytes]]) -> None:
+        for entry in table.changed_children:
+            pointer = self._encode(table.children[entry], level - 1, written)
+            table.words[2 * entry], table.words[2 * entry + 1] = pointer
+
+    def _write_out(self, written: list[tuple[Table, bytes]]) -> None:
+        self._pages.write_pages((table.page_no, page) for table, page in written)
+        for table, _ in written:
+            table.changed = False
+            table.changed_children.clear()
+
+
+@cache
+def _empty_words(fanout: int) -> array[int]:
+    """The words that all unchanged empty tables share; a table gets words of its own when it is touched."""
+    return filled_table(fanout)
