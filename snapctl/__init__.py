@@ -10,8 +10,9 @@ The errors raised by all of it are in `snapctl.errors`.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from snapctl.engine.container import Container, Node
+    from snapctl.engine.container import Container
     from snapctl.engine.model import Cow, Extent, Kind
+    from snapctl.engine.node import Node
 
 __version__ = "0.1.0"
 
@@ -22,7 +23,7 @@ _HOMES = {
     "Cow": "snapctl.engine.model",
     "Extent": "snapctl.engine.model",
     "Kind": "snapctl.engine.model",
-    "Node": "snapctl.engine.container",
+    "Node": "snapctl.engine.node",
 }
 
 # Hidden from type checkers, which would otherwise take any name for an attribute of the package.

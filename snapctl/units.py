@@ -36,13 +36,10 @@ def format_size(size_bytes: int) -> str:
     """Write a size for people, at most six characters up to 1023T: ``0``, ``512``, ``4K``, ``1.5G``."""
     if size_bytes < 1024:
         return str(size_bytes)
-    value, unit = float(size_bytes), ""
-    for unit in _UNITS:
-        value /= 1024
-        if value < 1023.95:
-            break
-    text = f"{value:.1f}"
-    return (text[:-2] if text.endswith(".0") else text) + unit
+    power = 1
+    while size_bytes / 1024**power >= 1023.95 and power < len(_UNITS):
+        power += 1
+    return f"{size_bytes / 1024**power:.1f}".removesuffix(".0") + _UNITS[power - 1]
 
 
 def format_age(seconds: float) -> str:

@@ -102,9 +102,10 @@ def emit_lines(lines: Iterable[str]) -> None:
 
 def emit_bytes(data: memoryview) -> None:
     """Write raw bytes to standard output; raises as `emit` does."""
-    stream = _standard_output()
+    stream = _standard_output().buffer
     try:
-        stream.buffer.write(data)
+        while data:
+            data = data[stream.write(data) :]
     except OSError as error:
         raise _translated(error) from error
 

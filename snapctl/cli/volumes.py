@@ -10,7 +10,7 @@ import typer
 from snapctl.cli import session
 from snapctl.cli.options import DryRun, NewName, NodePath, NodePaths, VolumePath, Wait, Yes, size_option
 from snapctl.cli.path import Location, common_container, locate, node_name_in
-from snapctl.errors import HasDependents, NodeNotFound, UsageError
+from snapctl.errors import NodeNotFound, UsageError
 from snapctl.units import format_size
 
 if TYPE_CHECKING:
@@ -94,10 +94,7 @@ def delete(
     locations = [locate(path) for path in paths]
     container_path = common_container(locations)
     with session.changing(container_path, wait) as container:
-        try:
-            deleted = container.delete(*_existing_names(container, locations), cascade=cascade)
-        except HasDependents as error:
-            raise HasDependents(f"{error}; --cascade deletes them too", error.dependents) from error
+        deleted = container.delete(*_existing_names(container, locations), cascade=cascade)
         outcome = session.settle(container, f"delete {_shortened(deleted)}", dry_run=dry_run, yes=yes)
     outcome.report("deleted", "would delete", deleted)
 

@@ -1,7 +1,8 @@
 """An open container: its nodes, its transaction, and the operations on the snapshot tree.
 
-A transaction begins by itself with the first change and ends with `commit` or `abort`; nothing of it is visible to anybody
-else before. An operation that fails midway leaves a transaction that can only be aborted, and `commit` refuses it.
+A transaction begins by itself with the first change and ends with `commit` or `abort`; nothing of it is visible to
+anybody else before. An operation that fails midway leaves a transaction that can only be aborted, and `commit`
+refuses it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from snapctl.engine import deletion
 from snapctl.engine.model import Cow, Kind
@@ -31,19 +32,27 @@ from snapctl.storage.tabletree import TableTree
 if TYPE_CHECKING:
     from uuid import UUID
 
-_RESIDENT_TABLES = 4096
-"""Tables kept in memory before unchanged ones are forgotten and changed ones written out: 64 MiB at 16 KiB."""
+_CREATE_WAIT_SECONDS = 5.0
+"""How long `create` waits for somebody who opened the new file before it was locked."""
+_RESIDENT_BYTES = 64 * 1024 * 1024
+"""Tables kept in memory, changed or not, before they are written out or forgotten."""
 
 
 class Container:
     """A container file that is open, and locked while it is.
 
     As a context manager it commits and closes, or after an exception aborts and closes.
+
+    Attributes:
+        most_resident_tables: tables kept in memory, changed or not, before they are written out or forgotten.
     """
 
     def __init__(self, store: Store) -> None:
         """Take up an open store; callers use `create` or `open`."""
         self._store = store
+        self.most_resident_tables = _RESIDENT_BYTES // store.geometry.table_size
+        self._is_changed = False
+        self._is_broken = False
         self._begin()
 
     @classmethod
@@ -65,13 +74,13 @@ class Container:
 
         Raises:
             NameTaken: something of that name exists.
-            BadSize: a size that the format does not have.
-            NoSpace: the file system is full, or the capacity too small.
+            BadSize: a size that the format does not have, or too small a capacity.
+            NoSpace: the file system is full.
         """
         geometry = Geometry(block_size, table_size)
         backend = FileBackend.create(path)
         try:
-            lock.acquire(backend.fd, path, exclusive=True, wait_seconds=0)
+            lock.acquire(backend.fd, path, exclusive=True, wait_seconds=_CREATE_WAIT_SECONDS)
             container = cls.format(backend, geometry, capacity_bytes)
             backend.sync_directory()
         except BaseException:
@@ -111,10 +120,12 @@ class Container:
         """Open what stands in a file of any backend, which its owner locks; raises as `open`."""
         return cls(Store.adopt(backend, writable=writable))
 
-    def __enter__(self) -> Container:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if kind is None and self._store.writable:
                 self.commit()
@@ -369,8 +380,6 @@ class Container:
             IoFailure: the system refuses; the container has to be reopened.
         """
         self.check_writable()
-        if self._is_broken:
-            raise SnapctlError("an operation failed midway; abort the transaction")
         if not self._is_changed:
             return
         self._place()
@@ -422,12 +431,22 @@ class Container:
             Poisoned: so it did.
         """
         self._store.check_writable()
+        self.check_whole()
+
+    def check_whole(self) -> None:
+        """Refuse to go on with what a failure left half-changed.
+
+        Raises:
+            Poisoned: a write or sync failed; the container has to be reopened.
+            SnapctlError: an operation failed midway; the transaction has to be aborted.
+        """
+        self._store.pages.check_usable()
+        if self._is_broken:
+            raise SnapctlError(f"an operation on {self.path} failed midway; abort the transaction")
 
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Around every change: one that fails midway breaks the open transaction."""
-        if self._is_broken:
-            raise SnapctlError("an operation failed midway; abort the transaction")
         self._is_changed = True
         try:
             yield
@@ -446,7 +465,7 @@ class Container:
 
     def relieve(self) -> None:
         """Bound the memory that tables take; called where no caller holds on to a table but the first of a tree."""
-        if self._store.pages.resident_tables < _RESIDENT_TABLES:
+        if self._store.pages.resident_tables < self.most_resident_tables:
             return
         for node in self._nodes.values():
             node.relieve()
@@ -507,9 +526,7 @@ class Container:
             older.update(parent=snapshot.id)
         return snapshot
 
-    def _add(
-        self, kind: Kind, name: str, *, size_bytes: int, cow: Cow, parent: int = 0, origin: int = 0
-    ) -> Node:
+    def _add(self, kind: Kind, name: str, *, size_bytes: int, cow: Cow, parent: int = 0, origin: int = 0) -> Node:
         record = NodeRecord(
             id=self._list.new_id(),
             kind=kind,

@@ -1,8 +1,9 @@
 """Deleting nodes: what stands in the way, in which order, and who inherits.
 
-An RO snapshot's entries go to the next older RO snapshot of the same origin where that has none, since it looked them up
-here; the rest is freed. A volume's tables are freed with it. An RO snapshot of a base with a single clone can be taken over
-by it (claim 4 to the letter): the clone inherits the entries that it lacks and hangs from the next newer RO snapshot.
+An RO snapshot's entries go to the next older RO snapshot of the same origin where that has none, since it looked them
+up here; the rest is freed. A volume's tables are freed with it. An RO snapshot of a base with a single clone can be
+taken over by it (claim 4 to the letter): the clone inherits the entries that it lacks and hangs from the next newer
+RO snapshot.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def plan(nodes: list[Node], *, cascade: bool) -> list[Node]:
     """
     wanted = {node.id for node in nodes}
     order: dict[int, Node] = {}
-    pending = [(node, False) for node in reversed(sorted(nodes, key=lambda node: node.id))]
+    pending = [(node, False) for node in sorted(nodes, key=lambda node: node.id, reverse=True)]
     while pending:
         node, is_ready = pending.pop()
         if node.id in order:
@@ -79,15 +80,19 @@ def heir_by_take_over(snapshot: Node) -> Node | None:
 
 
 def delete(node: Node) -> None:
-    """Delete one node whose dependents are gone, or whose clone takes over; raises as the tables do."""
+    """Delete one node in the order of `plan`.
+
+    Raises:
+        HasDependents: something descends from it all the same, since a clone took over a snapshot deleted before it.
+        Corruption: its tables cannot be read.
+    """
     container = node.container
-    heir = None
     pass_word = PASS_WORD
-    if node.kind is Kind.RO:
-        heir = container.older_snapshot(node)
+    heir = container.older_snapshot(node) if node.kind is Kind.RO else None
+    if below := dependents(node):
+        heir, pass_word = heir_by_take_over(node), ZERO_WORD
         if heir is None:
-            heir = heir_by_take_over(node)
-            pass_word = ZERO_WORD
+            raise _refusal(node, below)
     owned = node.own_blocks
     handover = Handover(
         giver=node.tree,

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 from snapctl.engine import reading, writing
 from snapctl.engine.model import Cow, Extent, Kind
 from snapctl.errors import NodeNotFound, OutOfRange, ReadOnlyNode
-
-
 from snapctl.format.pointer import Pointer
 from snapctl.format.record import NodeRecord
 from snapctl.storage.backend import Buffer
@@ -208,8 +206,9 @@ class Node:
         view = memoryview(data).cast("B")
         self.check_writable()
         self.check_range(offset, len(view))
-        with self.container.changing():
-            writing.write(self, offset, view)
+        if view:
+            with self.container.changing():
+                writing.write(self, offset, view)
 
     def trim(self, offset: int, length: int) -> None:
         """Make a range read as zeros, giving up its data; snapshots keep theirs. Raises as `write`."""
@@ -252,11 +251,10 @@ class Node:
         Raises:
             OutOfRange: it does not.
         """
+        self.container.check_whole()
         if self.is_gone:
             raise NodeNotFound(f"{self._record.name} has been deleted")
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
             raise OutOfRange(
                 f"bytes {offset} to {offset + length} do not lie inside {self.name}, which has {self.size_bytes}"
             )
-
-

@@ -1,8 +1,8 @@
 """The read path: ranges are resolved into pieces along the snapshot tree, and pieces into few large reads.
 
-A piece is found in one leaf of one node, or is zeros. Resolution walks tables a subtree at a time and goes on, range by
-range, in the parent (ABSENT) or past the origin (PASS). What is read through a node is clipped by that node's size, in
-bytes, at every hop, so that a snapshot never shows what its origin grew into later.
+A piece is found in one leaf of one node, or is zeros. Resolution walks tables a subtree at a time and goes on, range
+by range, in the parent (ABSENT) or past the origin (PASS). What is read through a node is clipped by that node's
+size, in bytes, at every hop, so that a snapshot never shows what its origin grew into later.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def read_blocks(node: Node, start: int, stop: int, target: memoryview) -> None:
         end = (piece.stop - start) * size
         if piece.words is None:
             if piece.kind == LOST:
-                raise DataLost(f"{_where(node, piece)}: damaged beyond repair; writing it anew heals it", node=node.name)
+                raise DataLost(
+                    f"{_where(node, piece)}: damaged beyond repair; writing it anew heals it", node=node.name
+                )
             target[begin:end] = bytes(end - begin)
             continue
         try:
@@ -146,7 +148,11 @@ def _entries(piece: Piece) -> Iterator[Piece]:
     fanout = node.container.geometry.fanout
     for first, end, leaf, word0 in node.tree.spans(piece.start, piece.stop):
         base = first - first % fanout
-        runs = kind_runs(leaf.words, first - base, end - base) if leaf else ((first - base, end - base, word0 >> KIND_SHIFT),)
+        runs = (
+            kind_runs(leaf.words, first - base, end - base)
+            if leaf
+            else ((first - base, end - base, word0 >> KIND_SHIFT),)
+        )
         for i, j, kind in runs:
             start, stop = base + i, base + j
             if kind == PAGE and leaf is not None:
@@ -194,5 +200,7 @@ def _read_pages(piece: Piece, words: array[int], target: memoryview) -> None:
         for k in range(i, j):
             if crc32c(target[k * size : (k + 1) * size]) != words[2 * (shift + k) + 1] & CHECKSUM_MASK:
                 page_no = words[2 * (shift + k)] & PAGE_MASK
-                raise Corruption(f"data of block {piece.start + k} at page {page_no} fails its checksum", page_no=page_no)
+                raise Corruption(
+                    f"data of block {piece.start + k} at page {page_no} fails its checksum", page_no=page_no
+                )
         i = j

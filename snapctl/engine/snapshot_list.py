@@ -1,7 +1,7 @@
 """The snapshot list: the records of all nodes, in pages that hang off a table tree of depth 2.
 
-Records are read in bulk and judged one by one when somebody asks for them, so that a command pays for the nodes it touches
-and not for the ten thousand others.
+Records are read in bulk and judged one by one when somebody asks for them, so that a command pays for the nodes it
+touches and not for the ten thousand others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from snapctl.errors import Corruption, NoSpace
 from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import INDEX_DEPTH, RECORD_BYTES
 from snapctl.format.pointer import KIND_SHIFT, NOWHERE, PAGE, Pointer, page_pointer
-from snapctl.format.record import FREE_RECORD, NodeRecord, RawRecord, build, parse, scan
+from snapctl.format.record import (
+    FREE_RECORD,
+    RO_CODE,
+    NodeRecord,
+    build,
+    padded_name,
+    parse,
+    scan,
+    scan_keys,
+)
 from snapctl.storage.store import Store
 from snapctl.storage.tabletree import TableTree
 
@@ -43,23 +52,22 @@ class SnapshotList:
         self.next_id = store.superblock.next_node_id
         self._pages: dict[int, bytearray] = {}
         self._changed: dict[int, int] = {}
-        self._raw: dict[int, RawRecord] = {}
         self._slots: dict[int, int] = {}
         self._used_slots: set[int] = set()
         self._first_free = 0
         self._names: dict[tuple[int, bytes], int] = {}
-        self._children: dict[int, dict[int, None]] = {}
+        self._children: dict[int, list[int]] = {}
         self._load()
 
     def __len__(self) -> int:
-        return len(self._raw)
+        return len(self._slots)
 
     def __contains__(self, node_id: int) -> bool:
-        return node_id in self._raw
+        return node_id in self._slots
 
     def __iter__(self) -> Iterator[int]:
         """The ids, in ascending order."""
-        return iter(sorted(self._raw))
+        return iter(sorted(self._slots))
 
     def get(self, node_id: int) -> NodeRecord:
         """The record of a node.
@@ -67,14 +75,14 @@ class SnapshotList:
         Raises:
             Corruption: there is none of that id, or it makes no sense.
         """
-        raw = self._raw.get(node_id)
-        if raw is None:
+        slot = self._slots.get(node_id)
+        if slot is None:
             raise Corruption(f"a record names node {node_id}, which does not exist; run check")
-        return parse(raw, self._store.geometry)
+        return parse(next(scan(self._bytes(slot))), self._store.geometry)
 
     def find(self, volume_id: int, name: str) -> int | None:
         """The id of the snapshot `name` of a volume, or with `volume_id` 0 of the volume `name`."""
-        return self._names.get((volume_id, name.encode("ascii", "replace")))
+        return self._names.get((volume_id, padded_name(name)))
 
     def children(self, node_id: int) -> list[int]:
         """The ids of the nodes whose parent is `node_id`."""
@@ -83,8 +91,8 @@ class SnapshotList:
     def newest_snapshot(self, volume_id: int) -> int | None:
         """The id of the RO snapshot that stands directly below a volume."""
         for child in self._children.get(volume_id, ()):
-            raw = self._raw[child]
-            if raw.is_snapshot and raw.origin == volume_id:
+            _, _, origin, kind, _ = self._key(child)
+            if kind == RO_CODE and origin == volume_id:
                 return child
         return None
 
@@ -99,21 +107,20 @@ class SnapshotList:
         Raises:
             NoSpace: the list is full.
         """
-        if record.id in self._raw:
-            self._unindex(self._raw[record.id])
+        if record.id in self._slots:
+            self._unindex(record.id)
         else:
             self._slots[record.id] = self._free_slot()
-        page = self._store_slot(self._slots[record.id], build(record))
-        start = self._slots[record.id] % self._store.geometry.records_per_page * RECORD_BYTES
-        self._index(next(scan(memoryview(page)[start : start + RECORD_BYTES])))
+        self._store_record(self._slots[record.id], build(record))
+        self._index(*self._key(record.id))
 
     def remove(self, node_id: int) -> None:
         """Drop a record."""
+        self._unindex(node_id)
         slot = self._slots.pop(node_id)
         self._used_slots.discard(slot)
-        self._store_slot(slot, FREE_RECORD)
-        self._unindex(self._raw.pop(node_id))
         self._first_free = min(self._first_free, slot)
+        self._store_record(slot, FREE_RECORD)
 
     def place(self) -> None:
         """Give every changed page of records a place.
@@ -121,15 +128,18 @@ class SnapshotList:
         Raises:
             NoSpace: no room is left.
         """
+        units = self._store.geometry.table_units
         for index, page_no in list(self._changed.items()):
-            if not any(self._pages[index]):
-                if page_no:
-                    self._store.space.free(page_no, self._store.geometry.table_units)
-                    self._changed[index] = 0
-                self._tree.put(index, NOWHERE)
-            elif page_no == 0:
-                self._changed[index] = self._store.space.allocate(self._store.geometry.table_units, 1)[0]
-                self._tree.put(index, page_pointer(self._changed[index], 0, 0))
+            is_needed = any(self._pages[index])
+            if page_no and not is_needed:
+                self._store.space.free(page_no, units)
+                self._changed[index] = 0
+            elif is_needed and not page_no:
+                self._changed[index] = self._store.space.allocate(units, 1)[0]
+            # Without its checksum yet, but it keeps the table above from being dropped as empty, and changes it again
+            # if an earlier attempt at this commit has written it.
+            page_no = self._changed[index]
+            self._tree.put(index, page_pointer(page_no, 0, 0) if page_no else NOWHERE)
         self._tree.place()
 
     def write(self) -> Pointer:
@@ -169,14 +179,16 @@ class SnapshotList:
                     continue
                 page = self._store.pages.read(word0, word1, table_size, "snapshot list: records")
                 self._pages[index] = page
-                for slot, raw in enumerate(scan(page), index * per_page):
-                    if raw.id:
-                        self._slots[raw.id] = slot
-                        self._used_slots.add(slot)
-                        self._index(raw)
-        if len(self._raw) != self._store.superblock.node_count:
+                for slot, key in enumerate(scan_keys(page), index * per_page):
+                    if key[0]:
+                        if key[0] in self._slots:
+                            raise Corruption(f"two records of the snapshot list bear the id {key[0]}; run check")
+                        self._slots[key[0]] = slot
+                        self._index(*key)
+        self._used_slots.update(self._slots.values())
+        if len(self._slots) != self._store.superblock.node_count:
             raise Corruption(
-                f"the snapshot list holds {len(self._raw)} nodes, its superblock says "
+                f"the snapshot list holds {len(self._slots)} nodes, its superblock says "
                 f"{self._store.superblock.node_count}; run check"
             )
 
@@ -190,29 +202,31 @@ class SnapshotList:
         self._used_slots.add(slot)
         return slot
 
-    def _store_slot(self, slot: int, record: bytes) -> bytearray:
+    def _bytes(self, slot: int) -> memoryview:
         index, position = divmod(slot, self._store.geometry.records_per_page)
-        page = self._pages.setdefault(index, bytearray(self._store.geometry.table_size))
+        return memoryview(self._pages[index])[position * RECORD_BYTES : (position + 1) * RECORD_BYTES]
+
+    def _store_record(self, slot: int, record: bytes) -> None:
+        index = slot // self._store.geometry.records_per_page
+        self._pages.setdefault(index, bytearray(self._store.geometry.table_size))
         if index not in self._changed:
             pointer = self._tree.get(index)
             if pointer.kind == PAGE:
                 self._store.space.free(pointer.page_no, self._store.geometry.table_units)
             self._changed[index] = 0
-        page[position * RECORD_BYTES : (position + 1) * RECORD_BYTES] = record
-        return page
+        self._bytes(slot)[:] = record
 
-    def _index(self, raw: RawRecord) -> None:
-        self._raw[raw.id] = raw
-        self._names[_name_key(raw)] = raw.id
-        self._children.setdefault(raw.parent, {})[raw.id] = None
+    def _key(self, node_id: int) -> tuple[int, int, int, int, bytes]:
+        return next(scan_keys(self._bytes(self._slots[node_id])))
 
-    def _unindex(self, raw: RawRecord) -> None:
-        if self._names.get(_name_key(raw)) == raw.id:
-            del self._names[_name_key(raw)]
-        self._children[raw.parent].pop(raw.id)
+    def _index(self, node_id: int, parent: int, origin: int, kind: int, name: bytes) -> None:
+        self._names[origin if kind == RO_CODE else 0, name] = node_id
+        if parent in self._children:
+            self._children[parent].append(node_id)
+        else:
+            self._children[parent] = [node_id]
 
-
-def _name_key(raw: RawRecord) -> tuple[int, bytes]:
-    return (raw.origin if raw.is_snapshot else 0, raw.name.rstrip(b"\0"))
-
-
+    def _unindex(self, node_id: int) -> None:
+        _, parent, origin, kind, name = self._key(node_id)
+        self._names.pop((origin if kind == RO_CODE else 0, name), None)
+        self._children[parent].remove(node_id)

@@ -1,8 +1,8 @@
 """The write path: who inherits the old page is the only question (design invariant 2, claims 5 and 6).
 
-The first write to a block after a snapshot hands the block's old entry to the newest snapshot, or PASS if the volume had none
-of its own. Any other old page is overwritten in place if it was born in this transaction, else freed. Data goes to
-the file a leaf of blocks at a time, in as few calls as its pages allow.
+The first write to a block after a snapshot hands the block's old entry to the newest snapshot, or PASS if the volume
+had none of its own. Any other old page is overwritten in place if it was born in this transaction, else freed. Data
+goes to the file a leaf of blocks at a time, in as few calls as its pages allow.
 """
 
 from __future__ import annotations

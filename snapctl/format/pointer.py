@@ -1,9 +1,9 @@
 """Pointers and table pages as pairs of 64-bit words, the form in which the inner loops read them.
 
-A pointer is 16 bytes: page number (48 bits), kind (8), reserved (8); CRC32C of the target (32), birth (32). Read as two
-little-endian words these are ``word0 = page_no | kind << 48`` and ``word1 = checksum | birth << 32``. A table page is an
-array of such pairs: entry *i* is words ``2*i`` and ``2*i + 1``. Only kind PAGE names a page; in every other kind the
-page number, the checksum and the birth are zero.
+A pointer is 16 bytes: page number (48 bits), kind (8), reserved (8); CRC32C of the target (32), birth (32). Read as
+two little-endian words these are ``word0 = page_no | kind << 48`` and ``word1 = checksum | birth << 32``. A table
+page is an array of such pairs: entry *i* is words ``2*i`` and ``2*i + 1``. Only kind PAGE names a page; in every
+other kind the page number, the checksum and the birth are zero.
 """
 
 from __future__ import annotations

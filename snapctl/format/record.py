@@ -10,7 +10,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
 from snapctl.errors import BadName, Corruption
@@ -20,11 +20,12 @@ from snapctl.format.pointer import ABSENT, NOWHERE, PAGE, Pointer
 NAME_BYTES = 63
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _RECORD = struct.Struct("<8Q QQ QQ QQ 4B 4s 64s 328s")
+_KEY = struct.Struct("<3Q 88x B 7x 64s 328x")
 FREE_RECORD = bytes(RECORD_BYTES)
 """An unused slot."""
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What a node is."""
 
     BASE = "base"
@@ -32,7 +33,7 @@ class Kind(str, Enum):
     RW = "rw"
 
 
-class Cow(str, Enum):
+class Cow(StrEnum):
     """Who gets the old page at the first write after a snapshot: the snapshot (redirect), or a copy of it (copy)."""
 
     REDIRECT = "redirect"
@@ -49,6 +50,8 @@ _KINDS = {1: Kind.BASE, 2: Kind.RO, 3: Kind.RW}
 _KIND_CODES = {kind: code for code, kind in _KINDS.items()}
 _COWS = {1: Cow.REDIRECT, 2: Cow.COPY}
 _COW_CODES = {cow: code for code, cow in _COWS.items()}
+RO_CODE = _KIND_CODES[Kind.RO]
+"""The code of kind RO in a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +106,6 @@ class RawRecord(NamedTuple):
     name: bytes
     reserved_b: bytes
 
-    @property
-    def is_snapshot(self) -> bool:
-        """Whether it is of kind RO."""
-        return self.kind == _KIND_CODES[Kind.RO]
-
 
 def check_name(name: str) -> None:
     """Refuse what cannot name a volume or a snapshot.
@@ -126,6 +124,20 @@ def check_name(name: str) -> None:
 def scan(page: bytes | bytearray | memoryview) -> Iterator[RawRecord]:
     """Read every slot of a page of records, unverified, free ones (id 0) included."""
     return map(RawRecord._make, _RECORD.iter_unpack(page))
+
+
+def scan_keys(page: bytes | bytearray | memoryview) -> Iterator[tuple[int, int, int, int, bytes]]:
+    """Read what an index needs of every slot of a page of records, unverified.
+
+    Yields:
+        (id, parent, origin, kind code, name padded with NUL); the id of a free slot is 0.
+    """
+    return _KEY.iter_unpack(page)
+
+
+def padded_name(name: str) -> bytes:
+    """A name as it stands in a record."""
+    return name.encode("ascii", "replace").ljust(NAME_BYTES + 1, b"\0")
 
 
 def build(record: NodeRecord) -> bytes:

@@ -1,8 +1,8 @@
 """The superblock: where everything hangs from, and the only page that is ever written in place.
 
 Two slots alternate by transaction number, each written as two copies 32 KiB apart. `parse` gives a superblock only
-after its checksum was verified; nothing in the bytes is believed before. Reserved bytes are covered by the checksum and
-otherwise ignored, so that a compatible feature may use them.
+after its checksum was verified; nothing in the bytes is believed before. Reserved bytes are covered by the checksum
+and otherwise ignored, so that a compatible feature may use them.
 """
 
 from __future__ import annotations

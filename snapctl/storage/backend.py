@@ -1,8 +1,8 @@
 """The one module that touches the container file with system calls.
 
 `Backend` is the whole of what the layers above need; tests put crashing, failing and recording files in its place. A
-backend reads and writes completely or raises; it knows nothing of pages. The system's errors become ours here: a lack of
-space is `NoSpace`, all else `IoFailure`.
+backend reads and writes completely or raises; it knows nothing of pages. The system's errors become ours here: a lack
+of space is `NoSpace`, all else `IoFailure`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Protocol
 
 from snapctl.errors import IoFailure, NameTaken, NoSpace, NotAContainer, SnapctlError
 
 Buffer = bytes | bytearray | memoryview
-_T = TypeVar("_T")
 
 _IOV_MAX = 1024
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -109,22 +108,31 @@ class FileBackend:
 
     def sync_directory(self) -> None:
         """Make the file's name durable."""
-        directory = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self._call("sync the directory of", lambda: os.fsync(directory))
-        finally:
-            os.close(directory)
+            directory = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            raise self._failure("sync the directory of", error) from error
 
     def size(self) -> int:
         """See `Backend`."""
-        return self._call("stat", lambda: os.fstat(self.fd).st_size)
+        try:
+            return os.fstat(self.fd).st_size
+        except OSError as error:
+            raise self._failure("stat", error) from error
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
         """See `Backend`."""
         view = memoryview(buffer)
         done = 0
         while done < len(view):
-            got = self._call("read", lambda: os.preadv(self.fd, [view[done:]], offset + done))
+            try:
+                got = os.preadv(self.fd, [view[done:]], offset + done)
+            except OSError as error:
+                raise self._failure("read", error) from error
             if got == 0:
                 break
             done += got
@@ -135,7 +143,10 @@ class FileBackend:
         for start in range(0, len(buffers), _IOV_MAX):
             batch: list[Buffer] = list(buffers[start : start + _IOV_MAX])
             while batch:
-                done = self._call("write", lambda: os.pwritev(self.fd, batch, offset))
+                try:
+                    done = os.pwritev(self.fd, batch, offset)
+                except OSError as error:
+                    raise self._failure("write", error) from error
                 offset += done
                 while batch and done >= len(batch[0]):
                     done -= len(batch.pop(0))
@@ -144,12 +155,18 @@ class FileBackend:
 
     def sync(self) -> None:
         """See `Backend`."""
-        self._call("sync", lambda: getattr(os, "fdatasync", os.fsync)(self.fd))
+        try:
+            getattr(os, "fdatasync", os.fsync)(self.fd)
+        except OSError as error:
+            raise self._failure("sync", error) from error
 
     def extend(self, size: int) -> None:
         """See `Backend`."""
         if self.size() < size:
-            self._call("extend", lambda: os.ftruncate(self.fd, size))
+            try:
+                os.ftruncate(self.fd, size)
+            except OSError as error:
+                raise self._failure("extend", error) from error
 
     def punch(self, offset: int, length: int) -> None:
         """See `Backend`; a file system that cannot do it keeps the room for reuse."""
@@ -170,11 +187,8 @@ class FileBackend:
             os.close(self.fd)
             self.fd = -1
 
-    def _call(self, what: str, function: Callable[[], _T]) -> _T:
-        try:
-            return function()
-        except OSError as error:
-            raise _translate(error, f"cannot {what} {self.path}") from error
+    def _failure(self, what: str, error: OSError) -> SnapctlError:
+        return _translate(error, f"cannot {what} {self.path}")
 
 
 def _translate(error: OSError, message: str) -> SnapctlError:

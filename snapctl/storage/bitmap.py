@@ -47,7 +47,7 @@ def set_runs(bits: int, length: int) -> list[tuple[int, int]]:
 
 
 def _runs(pattern: re.Pattern[str], bits: int, length: int) -> list[tuple[int, int]]:
-    # Formatting in base two and searching are linear and in C; picking bits off an integer one run at a time is quadratic.
+    # Formatting in base two and searching are linear and in C; picking runs off an integer one by one is quadratic.
     text = f"{bits:0{length}b}"[::-1]
     return [(match.start(), match.end() - match.start()) for match in pattern.finditer(text, 0, length)]
 

@@ -1,7 +1,7 @@
 """The container's lock: `flock`, exclusive to write, shared to read.
 
-A reader must keep writers out since the pages of an old commit are reused by later ones. The kernel drops the lock when
-the file is closed or the process dies, so there is nothing to clean up.
+A reader must keep writers out since the pages of an old commit are reused by later ones. The kernel drops the lock
+when the file is closed or the process dies, so there is nothing to clean up.
 """
 
 from __future__ import annotations

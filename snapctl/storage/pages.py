@@ -1,8 +1,8 @@
 """Checked page I/O on a backend, and the poison that follows a failure.
 
 Every read that names a checksum verifies it before a byte is used; every page number is bounded before it becomes an
-offset. After a failed write or sync nothing more can be done with the open container (invariant 6), since the page cache
-may hold what the disk does not; a lack of space is no such failure.
+offset. After a failed write or sync nothing more can be done with the open container (invariant 6), since the page
+cache may hold what the disk does not; a lack of space is no such failure.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from snapctl.errors import Corruption, IoFailure, Poisoned
 from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import Geometry
+from snapctl.format.layout import SUPERBLOCK_BYTES
 from snapctl.format.pointer import CHECKSUM_MASK, KIND_SHIFT, PAGE, PAGE_MASK
-from snapctl.format.superblock import COPIES, SUPERBLOCK_BYTES, copy_offset
+from snapctl.format.superblock import COPIES, copy_offset
 from snapctl.storage.backend import Backend, Buffer
 
 
@@ -101,6 +102,8 @@ class PageFile:
             IoFailure: any other refusal, which poisons.
         """
         self._begin_writing()
+        if page_no < self.geometry.first_page:
+            raise Corruption(f"a write to page {page_no}, in the superblock area, was refused", page_no=page_no)
         try:
             self.backend.write(page_no * self.geometry.unit, buffers)
         except IoFailure as error:
@@ -156,9 +159,17 @@ class PageFile:
             raise
 
     def punch(self, page_no: int, units: int) -> None:
-        """Give the room of free pages back to the file system."""
+        """Give the room of free pages back to the file system.
+
+        Raises:
+            IoFailure: the system refuses, which poisons.
+        """
         self.check_usable()
-        self.backend.punch(page_no * self.geometry.unit, units * self.geometry.unit)
+        try:
+            self.backend.punch(page_no * self.geometry.unit, units * self.geometry.unit)
+        except IoFailure as error:
+            self._poison(error)
+            raise
 
     def _begin_writing(self) -> None:
         self.check_usable()

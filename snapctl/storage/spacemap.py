@@ -197,14 +197,15 @@ class SpaceMap:
         """
         again = True
         while again:
-            again = False
             for index, bitmap in list(self._bitmaps.items()):
-                if bitmap.changed and bitmap.page_no == 0:
-                    bitmap.page_no = self.allocate(self._geometry.table_units, 1)[0]
-                    # A first pointer keeps the table above from being dropped as empty; `write` completes it.
+                if bitmap.changed:
+                    if bitmap.page_no == 0:
+                        bitmap.page_no = self.allocate(self._geometry.table_units, 1)[0]
+                    # Without its checksum yet, but it keeps the table above from being dropped as empty, and changes
+                    # it again if an earlier attempt at this commit has written it.
                     self._tree.put(index, page_pointer(bitmap.page_no, 0, 0))
-                    again = True
-            again |= self._tree.place()
+            self._settle()
+            again = self._tree.place()
             self._settle()
             again |= any(bitmap.changed and bitmap.page_no == 0 for bitmap in self._bitmaps.values())
 

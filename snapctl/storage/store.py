@@ -1,9 +1,9 @@
 """Commit and recovery: one open container below the level of nodes.
 
 A commit writes new pages, syncs, writes the superblock into the slot that holds the commit before the last, and syncs
-again (invariant 4). Until the second sync begins the last commit is untouched; after it the new one is durable. Opening takes
-the sound superblock with the highest transaction number; a damaged copy costs nothing, a torn slot means that the commit
-in flight never happened.
+again (invariant 4). Until the second sync begins the last commit is untouched; after it the new one is durable.
+Opening takes the sound superblock with the highest transaction number; a damaged copy costs nothing, a torn slot
+means that the commit in flight never happened.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 
-from snapctl.errors import Corruption, NoSpace, NotAContainer, ReadOnlyNode, Truncated, UnsupportedFormat
+from snapctl.errors import BadSize, Corruption, NotAContainer, ReadOnlyNode, Truncated, UnsupportedFormat
 from snapctl.format.geometry import SUPERBLOCK_AREA, Geometry
 from snapctl.format.pointer import Pointer
 from snapctl.format.superblock import (
@@ -62,12 +62,12 @@ class Store:
         """Begin a container in an empty file; nothing can be opened before the first commit.
 
         Raises:
-            NoSpace: the capacity is too small to hold anything.
+            BadSize: the capacity is too small to hold anything.
         """
         limit = 0 if capacity_bytes is None else min(capacity_bytes // geometry.unit, geometry.max_units)
         least = geometry.first_page + _SMALLEST_CAPACITY_TABLES * geometry.table_units
         if capacity_bytes is not None and limit < least:
-            raise NoSpace(f"a capacity of {format_size(capacity_bytes)} is too small; at least {least * geometry.unit}")
+            raise BadSize(f"a capacity of {format_size(capacity_bytes)} is too small; at least {least * geometry.unit}")
         blank = Superblock(
             geometry=geometry,
             uuid=uuid.uuid4(),
@@ -211,4 +211,3 @@ def choose_superblocks(backend: Backend) -> tuple[Superblock, Superblock | None]
     current = max(copies, key=lambda found: found.transaction)
     others = (found for found in copies if found.transaction < current.transaction)
     return current, max(others, key=lambda found: found.transaction, default=None)
-

@@ -1,10 +1,11 @@
 """The tree of table pages: one class for volumes (depth 3), the snapshot list and the space map (depth 2).
 
 A tree maps an index (a block number) to a pointer. Tables come into being when an entry in them is needed, and are
-shadow-paged: a committed table is never written again (invariant 2). The first change of a table in a transaction frees
-its page and keeps the words in memory; at commit every changed table gets a fresh page (`place`) and is written from the
-bottom up (`write`), so that each pointer carries the checksum of what it points at. Placing and writing are apart because the
-space map, itself such a tree, changes while pages are being placed, and because a preview places without writing.
+shadow-paged: a committed table is never written again (invariant 2). The first change of a table in a transaction
+frees its page and keeps the words in memory; at commit every changed table gets a fresh page (`place`) and is written
+from the bottom up (`write`), so that each pointer carries the checksum of what it points at. Placing and writing are
+apart because the space map, itself such a tree, changes while pages are being placed, and because a preview places
+without writing.
 
 An entry above the last level that is not ABSENT and not PAGE covers all beneath; `leaf_for_writing` splits it.
 """
@@ -132,27 +133,22 @@ class TableTree:
         """Walk the indexes from `start` to `stop` in order, whole subtrees at a time.
 
         Yields:
-            (first, end, leaf, word0): a last-level table that holds entries first..end, or None and the first word of the
-            entry that covers them all.
+            (first, end, leaf, word0): a last-level table that holds the entries from first to end, or None, and the
+            first word of the entry above: with no leaf the one that covers them all.
         """
         fanout = self._fanout
         position = start
         while position < stop:
-            table, span, base = self.root, self.capacity, 0
-            while True:
-                if span == fanout:
-                    end = min(stop, base + span)
-                    yield position, end, table, 0
-                    break
+            leaf: Table | None = self.root
+            span, base, word0 = self.capacity, 0, 0
+            while leaf is not None and span > fanout:
                 span //= fanout
                 entry = (position - base) // span
                 base += entry * span
-                child = self.child(table, entry)
-                if child is None:
-                    end = min(stop, base + span)
-                    yield position, end, None, table.words[2 * entry]
-                    break
-                table = child
+                word0 = leaf.words[2 * entry]
+                leaf = self.child(leaf, entry)
+            end = min(stop, base + span)
+            yield position, end, leaf, word0
             position = end
 
     def get(self, index: int) -> Pointer:
@@ -287,8 +283,8 @@ class TableTree:
     def _load(self, word0: int, word1: int) -> Table:
         page = self._pages.read(word0, word1, self._pages.geometry.table_size, f"{self.what}: table")
         self._pages.resident_tables += 1
-        words = decode_table(page)
-        return Table(words if any(words) else _empty_words(self._fanout), word0 & PAGE_MASK, changed=False)
+        empty, empty_words = _empty_table(self._fanout)
+        return Table(empty_words if page == empty else decode_table(page), word0 & PAGE_MASK, changed=False)
 
     def _prune(self, table: Table, unplaced: list[Table]) -> bool:
         dropped = False
@@ -325,6 +321,7 @@ class TableTree:
 
 
 @cache
-def _empty_words(fanout: int) -> array[int]:
-    """The words that all unchanged empty tables share; a table gets words of its own when it is touched."""
-    return filled_table(fanout)
+def _empty_table(fanout: int) -> tuple[bytes, array[int]]:
+    """An empty table page, and the words that all unchanged empty tables share; touching one gives it its own."""
+    words = filled_table(fanout)
+    return encode_table(words), words

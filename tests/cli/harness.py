@@ -43,8 +43,9 @@ class Result(NamedTuple):
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment for a process under test, which finds this snapctl wherever it runs."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), **extra}
+    """The environment for a process under test: no wishes about Python but that it finds this snapctl anywhere."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return {**inherited, "PYTHONPATH": str(ROOT), **extra}
 
 
 def snapctl(

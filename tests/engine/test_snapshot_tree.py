@@ -1,0 +1,260 @@
+"""The whole engine against a plain model: a volume is a `bytearray`, a snapshot a copy of it.
+
+After every step each node must read as its model says and own as many blocks as its tables point to; whenever the
+state is committed, `check` must be clean. Blocks and tables of 512 bytes make three full levels of tables of 16 MiB,
+and ranges are drawn at the scale of every level, so that entries that cover whole subtrees are made, split and handed
+over at each of them.
+"""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from snapctl.services.check import check_backend
+
+from snapctl.engine.container import Container
+from snapctl.engine.model import Cow, Kind
+from snapctl.engine.node import Node
+from snapctl.errors import BadSize, HasDependents
+from snapctl.format.geometry import Geometry
+from snapctl.format.pointer import KIND_SHIFT, PAGE, PASS
+from tests.support.backends import MemoryBackend
+
+BLOCK = 512
+LEAF = BLOCK * 32
+SUBTREE = LEAF * 32
+LARGEST = SUBTREE * 32
+MOST_NODES = 14
+DEEPEST = 4
+
+sizes = st.one_of(
+    st.integers(1, 4 * BLOCK),
+    st.integers(1, 40).map(lambda count: count * LEAF),
+    st.integers(1, 3 * SUBTREE + BLOCK),
+    st.just(LARGEST),
+)
+
+
+@st.composite
+def ranges(draw: st.DrawFn, size: int) -> tuple[int, int]:
+    """A range in bytes inside `size`, at the scale of bytes, blocks, leaves or subtrees."""
+    unit = draw(st.sampled_from([1, BLOCK, LEAF, SUBTREE]))
+    offset = draw(st.integers(0, (size - 1) // unit)) * unit
+    length_unit = draw(st.sampled_from([1, BLOCK, LEAF, SUBTREE]))
+    length = draw(st.integers(1, 40)) * length_unit
+    return offset, min(length, size - offset)
+
+
+def depth(node: Node) -> int:
+    """How many RW snapshots lie between a node and its base."""
+    count = 0
+    current: Node | None = node
+    while current is not None:
+        count += current.kind is Kind.RW
+        current = current.parent
+    return count
+
+
+class SnapshotTree(RuleBasedStateMachine):
+    """Steps that the engine and the model take together."""
+
+    commits_each_step = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.models: dict[int, bytearray] = {}
+        self.committed: dict[int, bytes] = {}
+        self.made = 0
+        self.is_committed = True
+
+    @initialize(geometry=st.sampled_from([(512, 512), (512, 512), (1024, 512), (512, 1024)]))
+    def begin(self, geometry: tuple[int, int]) -> None:
+        self.backend = MemoryBackend()
+        self.container = Container.format(self.backend, Geometry(*geometry))
+
+    def fresh_name(self) -> str:
+        self.made += 1
+        return f"n{self.made}"
+
+    def draw_node(self, data: st.DataObject, *kinds: Kind) -> Node:
+        nodes = [node for node in self.container.nodes if node.kind in kinds]
+        return data.draw(st.sampled_from(nodes), label="node")
+
+    def changed(self) -> None:
+        self.is_committed = False
+        if self.commits_each_step:
+            self.commit()
+
+    def has(self, *kinds: Kind) -> bool:
+        return any(node.kind in kinds for node in self.container.nodes)
+
+    def has_volume(self) -> bool:
+        return self.has(Kind.BASE, Kind.RW)
+
+    def has_room(self) -> bool:
+        return len(self.models) < MOST_NODES
+
+    @precondition(has_room)
+    @rule(size=sizes, cow=st.sampled_from(list(Cow)))
+    def create(self, size: int, cow: Cow) -> None:
+        size = min(size, self.container.max_volume_bytes)
+        node = self.container.create_volume(self.fresh_name(), size, cow=cow)
+        self.models[node.id] = bytearray(size)
+        self.changed()
+
+    @precondition(has_volume)
+    @rule(data=st.data(), fill=st.binary(min_size=1, max_size=3 * BLOCK), repeat=st.integers(1, 30))
+    def write(self, data: st.DataObject, fill: bytes, repeat: int) -> None:
+        node = self.draw_node(data, Kind.BASE, Kind.RW)
+        offset, length = data.draw(ranges(node.size_bytes), label="range")
+        content = (fill * repeat)[:length]
+        node.write(offset, content)
+        self.models[node.id][offset : offset + len(content)] = content
+        self.changed()
+
+    @precondition(has_volume)
+    @rule(data=st.data())
+    def trim(self, data: st.DataObject) -> None:
+        node = self.draw_node(data, Kind.BASE, Kind.RW)
+        offset, length = data.draw(ranges(node.size_bytes), label="range")
+        node.trim(offset, length)
+        self.models[node.id][offset : offset + length] = bytes(length)
+        self.changed()
+
+    @precondition(has_volume)
+    @rule(data=st.data(), size=sizes, scale=st.sampled_from(["any", "near"]))
+    def resize(self, data: st.DataObject, size: int, scale: str) -> None:
+        node = self.draw_node(data, Kind.BASE, Kind.RW)
+        if scale == "near":
+            size = node.size_bytes + data.draw(st.integers(-3 * BLOCK, 3 * BLOCK), label="by")
+        model = self.models[node.id]
+        if not 1 <= size <= self.container.max_volume_bytes:
+            try:
+                node.resize(size, shrink=True)
+            except BadSize:
+                return
+            raise AssertionError(f"a size of {size} was taken")
+        node.resize(size, shrink=True)
+        model.extend(bytes(max(0, size - len(model))))
+        del model[size:]
+        self.changed()
+
+    @precondition(lambda self: self.has_volume() and self.has_room())
+    @rule(data=st.data(), both=st.booleans())
+    def snapshot(self, data: st.DataObject, both: bool) -> None:
+        volumes = self.container.volumes
+        chosen = [self.draw_node(data, Kind.BASE, Kind.RW)]
+        if both and volumes[0].id != chosen[0].id:
+            chosen.append(volumes[0])
+        made = self.container.snapshot(*(f"{node.name}@{self.fresh_name()}" for node in chosen))
+        for node, snapshot in zip(chosen, made, strict=True):
+            self.models[snapshot.id] = bytearray(self.models[node.id])
+        self.changed()
+
+    @precondition(lambda self: bool(self.models) and self.has_room())
+    @rule(data=st.data(), deepest=st.booleans())
+    def clone(self, data: st.DataObject, deepest: bool) -> None:
+        nodes = [node for node in self.container.nodes if depth(node) < DEEPEST]
+        source = max(nodes, key=depth) if deepest else data.draw(st.sampled_from(nodes), label="source")
+        clone = self.container.clone(source.name, self.fresh_name())
+        self.models[clone.id] = bytearray(self.models[source.id])
+        assert clone.parent is not None
+        self.models.setdefault(clone.parent.id, bytearray(self.models[source.id]))
+        self.changed()
+
+    @precondition(lambda self: bool(self.models))
+    @rule(data=st.data(), cascade=st.booleans(), several=st.booleans())
+    def delete(self, data: st.DataObject, cascade: bool, several: bool) -> None:
+        doomed = {self.draw_node(data, *Kind)}
+        if several:
+            doomed.add(self.draw_node(data, *Kind))
+        before = {node.name for node in self.container.nodes}
+        try:
+            deleted = self.container.delete(*(node.name for node in doomed), cascade=cascade)
+        except HasDependents as error:
+            in_the_way = set(error.dependents)
+        else:
+            in_the_way = set()
+            assert before - set(deleted) == {node.name for node in self.container.nodes}
+            assert cascade or len(deleted) == len(doomed)
+        if in_the_way:
+            assert not cascade
+            assert in_the_way <= before
+            self.abort()
+            return
+        remaining = {node.id for node in self.container.nodes}
+        self.models = {node_id: model for node_id, model in self.models.items() if node_id in remaining}
+        self.changed()
+
+    @rule()
+    def commit(self) -> None:
+        expected = self.container.preview_used_bytes()
+        self.container.commit()
+        if not self.is_committed:
+            assert self.container.used_bytes == expected
+        self.committed = {node_id: bytes(model) for node_id, model in self.models.items()}
+        self.is_committed = True
+
+    @rule()
+    def commit_and_reopen(self) -> None:
+        self.commit()
+        self.container = Container.adopt(self.backend)
+
+    @rule()
+    def abort(self) -> None:
+        self.container.abort()
+        self.models = {node_id: bytearray(model) for node_id, model in self.committed.items()}
+        self.is_committed = True
+
+    @invariant()
+    def every_node_reads_as_its_model(self) -> None:
+        nodes = {node.id: node for node in self.container.nodes}
+        assert nodes.keys() == self.models.keys()
+        for node_id, node in nodes.items():
+            assert node.read(0, node.size_bytes) == self.models[node_id], node.name
+
+    @invariant()
+    def every_node_owns_what_its_tables_point_to(self) -> None:
+        fanout = self.container.geometry.fanout
+        for node in self.container.nodes:
+            kinds: list[int] = []
+            for first, stop, leaf, word0 in node.tree.spans(0, node.tree.capacity):
+                base = first - first % fanout
+                words = leaf.words[2 * (first - base) : 2 * (stop - base) : 2] if leaf else [word0]
+                kinds.extend(word >> KIND_SHIFT for word in words)
+            assert kinds.count(PAGE) == node.own_blocks
+            assert node.kind is Kind.RO or PASS not in kinds
+
+    @invariant()
+    def check_is_clean_once_committed(self) -> None:
+        if self.is_committed:
+            assert check_backend(self.backend).findings == []
+
+
+class CommittingSnapshotTree(SnapshotTree):
+    """The same, with a commit after every step."""
+
+    commits_each_step = True
+
+
+class SpillingSnapshotTree(SnapshotTree):
+    """The same, with hardly any tables kept in memory, so that they are written out in mid-transaction."""
+
+    @initialize(geometry=st.just((512, 512)))
+    def begin(self, geometry: tuple[int, int]) -> None:
+        super().begin(geometry)
+        self.container.most_resident_tables = 4
+
+    @rule()
+    def commit_and_reopen(self) -> None:
+        super().commit_and_reopen()
+        self.container.most_resident_tables = 4
+
+
+TestSnapshotTree = SnapshotTree.TestCase
+TestSnapshotTree.settings = settings(max_examples=60, stateful_step_count=40)
+TestCommittingSnapshotTree = CommittingSnapshotTree.TestCase
+TestCommittingSnapshotTree.settings = settings(max_examples=40, stateful_step_count=30)
+TestSpillingSnapshotTree = SpillingSnapshotTree.TestCase
+TestSpillingSnapshotTree.settings = settings(max_examples=40, stateful_step_count=30)

@@ -1,0 +1,107 @@
+"""Small containers for tests: blocks and tables of 512 bytes, so that all three levels fit in a few megabytes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cache
+
+from snapctl.engine.container import Container
+from snapctl.engine.model import Cow
+from snapctl.format.geometry import Geometry
+from snapctl.storage.backend import Buffer
+
+BLOCK = 512
+FANOUT = 32
+LEAF_BYTES = FANOUT * BLOCK
+"""What one third table covers."""
+SECOND_BYTES = FANOUT * LEAF_BYTES
+"""What one second table covers."""
+
+
+class MemoryBackend:
+    """A container file in memory; see `snapctl.storage.backend.Backend`.
+
+    Attributes:
+        data: its bytes, free to be looked at and changed.
+    """
+
+    def __init__(self, data: Buffer = b"", path: str = "memory.snap") -> None:
+        self.path = path
+        self.data = bytearray(data)
+
+    def size(self) -> int:
+        return len(self.data)
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
+        found = memoryview(self.data)[offset : offset + len(buffer)]
+        buffer[: len(found)] = found
+        return len(found)
+
+    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        for buffer in buffers:
+            self.extend(offset + len(buffer))
+            self.data[offset : offset + len(buffer)] = buffer
+            offset += len(buffer)
+
+    def sync(self) -> None:
+        pass
+
+    def extend(self, size: int) -> None:
+        self.data.extend(bytes(max(0, size - len(self.data))))
+
+    def punch(self, offset: int, length: int) -> None:
+        # Undefined bytes: the worst that a file system may give back.
+        self.data[offset : offset + length] = b"\xff" * length
+
+    def close(self) -> None:
+        pass
+
+
+def small_container(
+    backend: MemoryBackend | None = None, *, block_size: int = BLOCK, table_size: int = BLOCK
+) -> Container:
+    """Make an empty container, by default in memory, open for writing."""
+    return Container.format(backend or MemoryBackend(), Geometry(block_size, table_size))
+
+
+def fill(container: Container) -> None:
+    """Put into a small container volumes, snapshots and clones to depth 4, with every kind of pointer on every level.
+
+    Leaves it committed, by several transactions.
+    """
+    noise = random.Random(7)
+    db = container.create_volume("db", 2 * SECOND_BYTES + 7 * LEAF_BYTES + 100)
+    db.write(0, noise.randbytes(3 * LEAF_BYTES))
+    db.write(SECOND_BYTES - 5, noise.randbytes(700))
+    log = container.create_volume("log", 10 * LEAF_BYTES, cow=Cow.COPY)
+    log.write(1000, noise.randbytes(LEAF_BYTES))
+    container.commit()
+    container.snapshot("db@mon", "log@mon")
+    db.write(BLOCK, noise.randbytes(5 * BLOCK))
+    # Nothing stands in the second half: PASS on the first, the second and the third level of db@mon.
+    db.trim(SECOND_BYTES, SECOND_BYTES + LEAF_BYTES + BLOCK)
+    log.write(0, noise.randbytes(3 * BLOCK))
+    container.commit()
+    container.snapshot("db@tue")
+    db.write(0, noise.randbytes(LEAF_BYTES))
+    dev = container.clone("db@mon", "dev")
+    # In a clone: ZERO on all three levels.
+    dev.trim(SECOND_BYTES, SECOND_BYTES + LEAF_BYTES + BLOCK)
+    dev.write(100, noise.randbytes(2000))
+    container.commit()
+    container.snapshot("dev@a")
+    dev.write(0, noise.randbytes(4 * BLOCK))
+    container.clone("dev@a", "lab").write(BLOCK, noise.randbytes(BLOCK))
+    container.commit()
+    container.snapshot("lab@x", "log@tue")
+    container["lab"].trim(0, LEAF_BYTES)
+    container.commit()
+
+
+@cache
+def filled_image() -> bytes:
+    """The bytes of a small container that `fill` has filled."""
+    backend = MemoryBackend()
+    fill(small_container(backend))
+    return bytes(backend.data)
