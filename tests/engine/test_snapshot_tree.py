@@ -11,7 +11,6 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from snapctl.services.check import check_backend
 
 from snapctl.engine.container import Container
 from snapctl.engine.model import Cow, Kind
@@ -19,6 +18,7 @@ from snapctl.engine.node import Node
 from snapctl.errors import BadSize, HasDependents
 from snapctl.format.geometry import Geometry
 from snapctl.format.pointer import KIND_SHIFT, PAGE, PASS
+from snapctl.services.check import check_backend
 from tests.support.backends import MemoryBackend
 
 BLOCK = 512
