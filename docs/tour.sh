@@ -6,8 +6,6 @@
 set -eu
 
 PATH=$PATH:/usr/sbin:/sbin
-LC_ALL=${TOUR_LOCALE:-C.UTF-8}
-export LC_ALL
 unset SNAPCTL_CONTAINER
 
 folder=$(mktemp -d)
@@ -75,7 +73,7 @@ if command -v mke2fs >/dev/null && command -v e2fsck >/dev/null; then
     run 'snapctl snapshot lab.snap/disk@clean'
     run 'seq 100000 | snapctl write lab.snap/disk'
     run 'snapctl export lab.snap/disk@clean clean.img'
-    run 'e2fsck -fn clean.img'
+    run 'e2fsck -fn clean.img 2>&1'
     run 'cmp ext4.img clean.img'
 fi
 

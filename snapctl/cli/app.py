@@ -6,11 +6,12 @@ lists them all), and builds its parameters then; `snapctl list` does not pay for
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Annotated
 
 import typer
-from click import Command, Context, Parameter
+from click import Command, Context, Parameter, UsageError
 from typer.core import TyperGroup, TyperOption
 
 from snapctl import __version__
@@ -65,6 +66,20 @@ class LazyGroup(TyperGroup):
         command = typer.main.get_command(chosen)
         command.params.append(_debug_option())
         return command
+
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
+        """Find the command that the arguments begin with.
+
+        Raises:
+            UsageError: there is none; with a guess at what was meant.
+        """
+        try:
+            return super().resolve_command(ctx, args)
+        except UsageError as error:
+            guesses = get_close_matches(args[0], COMMANDS)
+            if not guesses:
+                raise
+            raise UsageError(f"No such command {args[0]!r}. Did you mean {' or '.join(guesses)}?", ctx) from error
 
 
 def _enable_debug(ctx: Context, _param: Parameter, value: bool) -> None:

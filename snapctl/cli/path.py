@@ -198,4 +198,6 @@ def _why_missing(text: str) -> str:
     while end > 0 and os.path.exists(text[:end]):
         end = text.find("/", end + 1)
     missing = text[:end] if end > 0 else text
-    return f"{missing}: no such file; 'snapctl init' makes a container"
+    parent = os.path.dirname(missing)
+    where = f" ({parent} is a directory)" if os.path.isdir(parent) else ""
+    return f"{missing}: no such file{where}; 'snapctl init' makes a container"

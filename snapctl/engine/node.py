@@ -16,7 +16,7 @@ from snapctl.storage.backend import Buffer
 from snapctl.storage.tabletree import TableTree
 
 if TYPE_CHECKING:
-    from snapctl.engine.container import Container
+    from snapctl.engine.session import Session
 
 
 class Node:
@@ -27,7 +27,7 @@ class Node:
         own_blocks: data blocks its tables point to, in the open transaction.
     """
 
-    def __init__(self, container: Container, record: NodeRecord) -> None:
+    def __init__(self, container: Session, record: NodeRecord) -> None:
         """Not for callers; ask the container for its nodes."""
         self.container = container
         self.take(record)

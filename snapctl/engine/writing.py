@@ -168,7 +168,7 @@ def _write_leaf(node: Node, start: int, data: memoryview) -> None:
         _trim_blocks(node, start, start + count)
         return
     heir = node.newest_snapshot
-    heir_leaf = _preserving_leaf(heir, start) if heir else None
+    heir_leaf = _preserving_leaf(heir, start, count) if heir else None
     leaf = node.tree.leaf_for_writing(start)
     shift = start % fanout
     if heir is not None and heir_leaf is not None:
@@ -184,12 +184,12 @@ def _write_leaf(node: Node, start: int, data: memoryview) -> None:
     container.note_change(node)
 
 
-def _preserving_leaf(heir: Node, block_no: int) -> Table | None:
-    """The heir's leaf for a block, made if need be; None if a covering entry says that the heir lacks nothing there."""
-    _, _, leaf, word0 = next(heir.tree.spans(block_no, block_no + 1))
-    if leaf is None and word0 >> KIND_SHIFT != ABSENT:
-        return None
-    return heir.tree.leaf_for_writing(block_no)
+def _preserving_leaf(heir: Node, start: int, count: int) -> Table | None:
+    """The heir's leaf for a range of blocks under one leaf, made if need be; None if it lacks no entry there."""
+    _, _, leaf, word0 = next(heir.tree.spans(start, start + count))
+    shift = start % heir.container.geometry.fanout
+    lacks = word0 >> KIND_SHIFT == ABSENT if leaf is None else 0 in leaf.words[2 * shift : 2 * (shift + count) : 2]
+    return heir.tree.leaf_for_writing(start) if lacks else None
 
 
 def _preserve(node: Node, heir: Node, leaf: Table, heir_leaf: Table, shift: int, count: int) -> None:

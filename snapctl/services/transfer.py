@@ -1,7 +1,7 @@
 """Whole volumes in and out: files, block devices and pipes become volumes, volumes and snapshots become files again.
 
-An import is one transaction, which the caller commits. An export to a file leaves it whole or not at all: one that could
-not be finished is removed, or never takes the place of the old one. Holes stay holes both ways.
+An import is one transaction, which the caller commits. An export to a file leaves it whole or not at all: one that
+could not be finished is removed, or never takes the place of the old one. Holes stay holes both ways.
 
 An export holds the container's shared lock, but of an RO snapshot, whose view never changes, it lets go every now and
 then: writers need not wait for it to end. Whatever it knows of the container's pages is forgotten at that moment.
@@ -45,7 +45,8 @@ _SHORTEST_HOLE_BYTES = 64 << 10
 """Holes in a source are looked for at this granularity; in what is read the engine finds the blocks of zeros."""
 
 _TURN_SECONDS = 1.0
-"""How long an export holds the lock before it lets writers have a turn, which costs it some hundredths of a second."""
+"""How long an export works before it starts afresh from where it is and, of an RO snapshot, lets writers have a turn.
+The turn costs some hundredths of a second."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -95,7 +96,7 @@ def export_node(
 ) -> int:
     """Write the bytes of a volume or a snapshot to a file, sparsely, or to a device or a pipe, in full.
 
-    A regular file is synced; one that is replaced keeps its mode. A device or a pipe keeps what it got before a failure.
+    A regular file is synced; one that is replaced keeps its mode. What a device or a pipe got before a failure stays.
 
     Args:
         container_path: the container file.
@@ -436,7 +437,7 @@ def _check_room(fd: int, path: str, size_bytes: int) -> None:
 
 
 def _export(node: Node, target: _Target, wait_seconds: float, progress: Progress) -> int:
-    """Copy a node's bytes, giving writers their turns if it is an RO snapshot."""
+    """Copy a node's bytes in turns, between which writers have theirs if it is an RO snapshot."""
     name, size, container = node.name, node.size_bytes, node.container
     buffer = memoryview(bytearray(min(size, target.chunk_bytes)))
     done = written = 0
@@ -449,12 +450,13 @@ def _export(node: Node, target: _Target, wait_seconds: float, progress: Progress
                 target.put(begin, buffer[begin - start : end - start])
                 written += end - begin
             progress(done, size)
-            if node.kind is Kind.RO and done < size and time.monotonic() >= turn_ends:
+            if done < size and time.monotonic() >= turn_ends:
                 break
         else:
             break
-        # What `_ranges` knew of the container is void after this; it begins anew.
-        container.let_writers_in(wait_seconds)
+        # `_ranges` begins anew: the tables that it has seen are void after this, and of a volume they fill memory.
+        if node.kind is Kind.RO:
+            container.let_writers_in(wait_seconds)
         if node.is_gone:
             raise NodeNotFound(f"{name} was deleted while it was being exported")
     progress(size, size)

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-SNAPCTL = [sys.executable, "-m", "snapctl"]
-NOBODY = 65534
 
 READ_ONLY_COMMANDS = ("read", "export", "list", "tree", "info", "check")
 _TIMEOUT_SECONDS = 60
@@ -48,18 +46,18 @@ def environment(**extra: str) -> dict[str, str]:
     return {**inherited, "PYTHONPATH": str(ROOT), **extra}
 
 
-def snapctl(
-    *arguments: str | os.PathLike[str], stdin: bytes = b"", cwd: Path | None = None, user: int | None = None, **env: str
-) -> Result:
+def command_line(*arguments: object) -> list[str]:
+    """The words that start snapctl with some arguments."""
+    return [sys.executable, "-m", "snapctl", *map(str, arguments)]
+
+
+def snapctl(*arguments: object, stdin: bytes = b"", cwd: Path | None = None, **env: str) -> Result:
     """Run one command to its end."""
     done = subprocess.run(
-        [*SNAPCTL, *map(os.fspath, arguments)],
+        command_line(*arguments),
         input=stdin,
         capture_output=True,
         cwd=cwd,
-        user=user,
-        group=user,
-        extra_groups=None if user is None else [],
         env=environment(**env),
         timeout=_TIMEOUT_SECONDS,
         check=False,
@@ -67,17 +65,20 @@ def snapctl(
     return Result(done.returncode, done.stdout, done.stderr.decode())
 
 
-def run(*arguments: str | os.PathLike[str], stdin: bytes = b"", cwd: Path | None = None, **env: str) -> Result:
+def run(*arguments: object, stdin: bytes = b"", cwd: Path | None = None, **env: str) -> Result:
     """Run one command that must succeed without a word on standard error."""
     result = snapctl(*arguments, stdin=stdin, cwd=cwd, **env)
     assert (result.code, result.err) == (0, ""), result
     return result
 
 
-def start(*arguments: str | os.PathLike[str], **options: Any) -> subprocess.Popen[bytes]:
+def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
     """Start a command with pipes to all its streams."""
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*SNAPCTL, *map(os.fspath, arguments)], env=environment(), **{**streams, **options})
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process: subprocess.Popen[bytes] = subprocess.Popen(
+        command_line(*arguments), env=environment(), **{**streams, **options}
+    )
+    return process
 
 
 def finish(process: subprocess.Popen[bytes], stdin: bytes | None = None) -> Result:
@@ -152,9 +153,9 @@ class Terminal:
         return bool(data)
 
 
-def on_terminal(*arguments: str | os.PathLike[str], typed: str | None = None, **options: Any) -> tuple[int, str]:
+def on_terminal(*arguments: object, typed: str | None = None, **options: Any) -> tuple[int, str]:
     """Run one command on a terminal, answering its question if there is one to answer."""
-    terminal = Terminal([*SNAPCTL, *map(os.fspath, arguments)], **options)
+    terminal = Terminal(command_line(*arguments), **options)
     if typed is not None:
         terminal.expect("[y/N]")
         terminal.type(typed)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from snapctl.format.superblock import copy_offset, has_magic
-from tests.cli.harness import SNAPCTL, Result, digest, environment, one_line, run, snapctl
+from tests.cli.harness import Result, command_line, digest, environment, one_line, run, snapctl
 from tests.support.requires import needs
 
 
@@ -24,7 +24,7 @@ def unchanged(lab: Path) -> Iterator[Path]:
     assert digest(lab) == before
 
 
-def refused(*arguments: str | Path, code: int, stdin: bytes = b"") -> str:
+def refused(*arguments: object, code: int, stdin: bytes = b"") -> str:
     result = snapctl(*arguments, stdin=stdin)
     assert result.code == code, result
     return one_line(result)
@@ -185,18 +185,18 @@ def rebuilt(page: bytes, field: str, value: int) -> bytes:
 
     fields = layout.Superblock.parse(page)
     fields[field] = value
-    body = layout.Superblock.build(fields)[:-4]
+    body: bytes = layout.Superblock.build(fields)[:-4]
     return body + crc32c(body).to_bytes(4, "little")
 
 
-def without_privileges(*arguments: str | Path) -> Result:
+def without_privileges(*arguments: object) -> Result:
     """Run as someone whom file permissions bind, which they do not if root runs the tests."""
     drop = []
     if os.geteuid() == 0:
         setpriv = needs("setpriv", package="util-linux")
         drop = [setpriv, "--bounding-set=-dac_override,-dac_read_search", "--"]
     done = subprocess.run(
-        [*drop, *SNAPCTL, *map(os.fspath, arguments)],
+        [*drop, *command_line(*arguments)],
         input=b"x",
         capture_output=True,
         env=environment(),
@@ -286,7 +286,7 @@ def test_output_to_a_full_disk_is_no_space(unchanged: Path):
     for arguments in (["read", unchanged / "db"], ["list", unchanged], ["info", "--json", unchanged]):
         with open("/dev/full", "wb") as full:
             done = subprocess.run(
-                [*SNAPCTL, *map(os.fspath, arguments)],
+                command_line(*arguments),
                 stdout=full,
                 stderr=subprocess.PIPE,
                 env=environment(),

@@ -87,7 +87,9 @@ def test_a_clone_changed_on_its_own_leaves_snapshot_and_volume_whole(tmp_path: P
     export_node(str(box), "dev", str(dev))
     (tmp_path / "extra").write_bytes(noise(MIB, 5))
     debugfs = needs("debugfs", package="e2fsprogs")
-    subprocess.run([debugfs, "-w", "-R", f"write {tmp_path / 'extra'} extra", str(dev)], check=True, capture_output=True)
+    subprocess.run(
+        [debugfs, "-w", "-R", f"write {tmp_path / 'extra'} extra", str(dev)], check=True, capture_output=True
+    )
     with Container.open(str(box), writable=True) as container:
         container["dev"].write(0, dev.read_bytes())
 

@@ -66,12 +66,11 @@ def strays(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.name != "lab.snap")
 
 
-def python(code: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
+def python(code: str, *arguments: object, **options: object) -> subprocess.Popen[bytes]:
     """Start a process of its own that runs `code`."""
     return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
         [sys.executable, "-c", code, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        text=True,
         **options,
     )
 
@@ -163,7 +162,7 @@ def test_standard_input_is_read_to_its_end(box: Path):
     content = noise(5 * MIB + 1)
     process = python(IMPORT_STANDARD_INPUT, box, stdin=subprocess.PIPE)
     assert process.stdin
-    process.stdin.buffer.write(content)
+    process.stdin.write(content)
     process.stdin.close()
     assert process.wait() == 0
     assert content_of(box, "db") == content
@@ -183,7 +182,7 @@ def test_standard_output_gets_all_bytes_in_order(box: Path, tmp_path: Path):
     for name in ("db", "db@mon"):
         with python(EXPORT_STANDARD_OUTPUT, box, name, stdout=subprocess.PIPE) as process:
             assert process.stdout
-            assert process.stdout.buffer.read() == content
+            assert process.stdout.read() == content
         assert process.returncode == 0
 
 
@@ -191,7 +190,7 @@ def test_a_reader_that_leaves_is_told_apart_from_a_failure(box: Path):
     put(box, "db", noise(MIB))
     process = python(EXPORT_STANDARD_OUTPUT, box, "db", stdout=subprocess.PIPE)
     assert process.stdout
-    process.stdout.buffer.read(10)
+    process.stdout.read(10)
     process.stdout.close()
     assert process.wait() == 77
 
@@ -200,7 +199,7 @@ def test_standard_output_that_is_closed_is_one_clear_error(box: Path):
     put(box, "db", b"x")
     code = f"import os; os.close(1)\n{EXPORT_STANDARD_OUTPUT}"
     process = python(code, box, "db", stderr=subprocess.PIPE)
-    assert "IoFailure: standard output is closed" in process.communicate()[1]
+    assert b"IoFailure: standard output is closed" in process.communicate()[1]
 
 
 def test_an_empty_source_is_refused(box: Path, tmp_path: Path):
@@ -245,6 +244,18 @@ def test_a_source_that_shrinks_while_it_is_read_is_an_error_and_leaves_no_volume
         import_volume(container, "db", str(source), progress=shrink)
     with Container.open(str(box)) as container:
         assert container.nodes == []
+
+
+def test_an_import_that_does_not_fit_is_no_space_and_changes_nothing(tmp_path: Path):
+    box, source = tmp_path / "lab.snap", tmp_path / "in"
+    Container.create(str(box), capacity_bytes=4 * MIB).close()
+    source.write_bytes(noise(9 * MIB))
+    with Container.open(str(box)) as container:
+        used = container.used_bytes
+    with pytest.raises(NoSpace, match="capacity"):
+        import_file(box, "db", source)
+    with Container.open(str(box)) as container:
+        assert (container.nodes, container.used_bytes) == ([], used)
 
 
 def test_half_an_import_can_not_be_committed(box: Path, tmp_path: Path):
@@ -325,7 +336,7 @@ def test_the_container_is_never_a_target(box: Path, tmp_path: Path):
             export_node(str(box), "db", str(tmp_path / name), force=True)
     with box.open("ab") as stdout:
         process = python(EXPORT_STANDARD_OUTPUT, box, "db", stdout=stdout, stderr=subprocess.PIPE)
-        assert "the container itself" in process.communicate()[1]
+        assert b"the container itself" in process.communicate()[1]
     assert box.read_bytes() == before
 
 
@@ -451,14 +462,14 @@ for i in range(3):
 @contextmanager
 def writer_during_export(box: Path, work: str) -> Iterator[transfer.Progress]:
     """Start a writer at an export's first piece, through the progress function yielded; wait for its end."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[subprocess.Popen[bytes]] = []
 
     def progress(_done: int, _total: int | None) -> None:
         if not started:
             process = python(WRITER, box, work, stdout=subprocess.PIPE)
             started.append(process)
             assert process.stdout
-            assert process.stdout.readline() == "ready\n"
+            assert process.stdout.readline() == b"ready\n"
 
     yield progress
     with started[0] as process:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from functools import cache
 
 from snapctl.engine.container import Container
 from snapctl.engine.model import Cow
 from snapctl.format.geometry import Geometry
-from snapctl.storage.backend import Buffer
+from tests.support.backends import MemoryBackend
 
 BLOCK = 512
 FANOUT = 32
@@ -17,45 +16,6 @@ LEAF_BYTES = FANOUT * BLOCK
 """What one third table covers."""
 SECOND_BYTES = FANOUT * LEAF_BYTES
 """What one second table covers."""
-
-
-class MemoryBackend:
-    """A container file in memory; see `snapctl.storage.backend.Backend`.
-
-    Attributes:
-        data: its bytes, free to be looked at and changed.
-    """
-
-    def __init__(self, data: Buffer = b"", path: str = "memory.snap") -> None:
-        self.path = path
-        self.data = bytearray(data)
-
-    def size(self) -> int:
-        return len(self.data)
-
-    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
-        found = memoryview(self.data)[offset : offset + len(buffer)]
-        buffer[: len(found)] = found
-        return len(found)
-
-    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
-        for buffer in buffers:
-            self.extend(offset + len(buffer))
-            self.data[offset : offset + len(buffer)] = buffer
-            offset += len(buffer)
-
-    def sync(self) -> None:
-        pass
-
-    def extend(self, size: int) -> None:
-        self.data.extend(bytes(max(0, size - len(self.data))))
-
-    def punch(self, offset: int, length: int) -> None:
-        # Undefined bytes: the worst that a file system may give back.
-        self.data[offset : offset + length] = b"\xff" * length
-
-    def close(self) -> None:
-        pass
 
 
 def small_container(
@@ -71,15 +31,15 @@ def fill(container: Container) -> None:
     Leaves it committed, by several transactions.
     """
     noise = random.Random(7)
-    db = container.create_volume("db", 2 * SECOND_BYTES + 7 * LEAF_BYTES + 100)
+    db = container.create_volume("db", 3 * SECOND_BYTES + 100)
     db.write(0, noise.randbytes(3 * LEAF_BYTES))
-    db.write(SECOND_BYTES - 5, noise.randbytes(700))
+    db.write(SECOND_BYTES - 700, noise.randbytes(700))
     log = container.create_volume("log", 10 * LEAF_BYTES, cow=Cow.COPY)
     log.write(1000, noise.randbytes(LEAF_BYTES))
     container.commit()
     container.snapshot("db@mon", "log@mon")
     db.write(BLOCK, noise.randbytes(5 * BLOCK))
-    # Nothing stands in the second half: PASS on the first, the second and the third level of db@mon.
+    # Nothing stood there: PASS on the first, the second and the third level of db@mon.
     db.trim(SECOND_BYTES, SECOND_BYTES + LEAF_BYTES + BLOCK)
     log.write(0, noise.randbytes(3 * BLOCK))
     container.commit()

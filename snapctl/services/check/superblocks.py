@@ -17,7 +17,7 @@ and is found, in either slot, since both are there to be fallen back on.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from dataclasses import dataclass
 
 from snapctl.errors import SnapctlError
 from snapctl.format.checksum import crc32c
@@ -31,50 +31,56 @@ _SECTOR_BYTES = 512
 _CHECKSUM_BYTES = 4
 
 
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """What is to be expected of the copies of one slot.
+
+    Attributes:
+        current: the superblock that was adopted, in this slot or the other.
+        last: the transaction last completed in this slot.
+        tries: the transactions whose sectors a torn copy may mix.
+        sound: the bytes of the copies that stand for `last`.
+    """
+
+    current: Superblock
+    last: int
+    tries: tuple[int, int]
+    sound: list[bytes]
+
+
 def check_superblocks(backend: Backend, current: Superblock, findings: Findings) -> None:
     """Judge all copies, `current` being the superblock that was adopted."""
-    for slot in range(SLOTS):
-        pages = [read_superblock_copy(backend, slot, copy).ljust(SUPERBLOCK_BYTES, b"\0") for copy in range(COPIES)]
-        # The other slot holds the commit before, or what is left of one that never happened.
-        is_adopted = slot == current.slot
-        newest = current.transaction if is_adopted else current.transaction - 1
-        rightful = [page for page in pages if (found := _parsed(page)) and found.transaction == newest]
-        attempts = (newest - SLOTS, newest) if is_adopted else (newest, newest + SLOTS)
-        for copy, page in enumerate(pages):
-            where = f"superblock slot {slot} copy {copy}"
-            if fault := _fault(page, current, rightful, newest, attempts):
-                findings.corruption(where, fault)
+    for number in range(SLOTS):
+        if number == current.slot:
+            last, tries = current.transaction, (current.transaction - SLOTS, current.transaction)
+        else:
+            last, tries = current.transaction - 1, (current.transaction - 1, current.transaction + 1)
+        pages = [read_superblock_copy(backend, number, copy).ljust(SUPERBLOCK_BYTES, b"\0") for copy in range(COPIES)]
+        copies = [(page, _parse(page)) for page in pages]
+        slot = _Slot(current, last, tries, [page for page, found in copies if found and found.transaction == last])
+        for copy, (page, found) in enumerate(copies):
+            fault = _fault_of_damaged(page, slot) if found is None else _fault_of_sound(page, found, slot)
+            if fault:
+                findings.corruption(f"superblock slot {number} copy {copy}", fault)
 
 
-def _fault(
-    page: bytes, current: Superblock, rightful: list[bytes], newest: int, attempts: tuple[int, int]
-) -> str | None:
-    """What is wrong with one copy, if anything.
-
-    Args:
-        page: what stands there.
-        current: the superblock that was adopted.
-        rightful: sound copies of the slot's `newest` transaction.
-        newest: the last transaction that was completed in the slot.
-        attempts: the transactions, older and newer, between which a torn copy may be caught.
-    """
-    found = _parsed(page)
-    if found is not None:
-        if not _is_kin(found, current):
-            return "is that of another container, or has other sizes"
-        if found.transaction == newest:
-            return None if page == rightful[0] else f"differs from the other copy of transaction {newest}"
-        if found.transaction == attempts[0]:
-            return None
-        return f"is of transaction {found.transaction}, where {newest} belongs"
-    if attempts[0] <= 0 and not any(page[:-_CHECKSUM_BYTES]):
+def _fault_of_sound(page: bytes, found: Superblock, slot: _Slot) -> str | None:
+    if not _is_kin(found, slot.current):
+        return "belongs to another container"
+    if found.transaction == slot.last:
+        return None if page == slot.sound[0] else f"differs from the other copy of transaction {slot.last}"
+    if found.transaction in slot.tries:
         return None
-    if not _is_torn(page, current, attempts) or any(_is_rotten(page, sound) for sound in rightful):
-        return "is damaged; the next commits write it anew, so open the container for writing soon"
-    return None
+    return f"is of transaction {found.transaction}, where {slot.last} belongs"
 
 
-def _parsed(page: bytes) -> Superblock | None:
+def _fault_of_damaged(page: bytes, slot: _Slot) -> str | None:
+    is_blank = slot.tries[0] <= 0 and not any(page[:-_CHECKSUM_BYTES])
+    is_torn = _is_torn(page, slot) and not any(_is_rotten(page, sound) for sound in slot.sound)
+    return None if is_blank or is_torn else "is damaged; the next commit writes it anew"
+
+
+def _parse(page: bytes) -> Superblock | None:
     try:
         return parse(page)
     except SnapctlError:
@@ -86,14 +92,15 @@ def _is_kin(found: Superblock, current: Superblock) -> bool:
     return (found.uuid, found.geometry) == (current.uuid, current.geometry)
 
 
-def _is_torn(page: bytes, current: Superblock, attempts: Collection[int]) -> bool:
+def _is_torn(page: bytes, slot: _Slot) -> bool:
+    """Whether a copy that fails its checksum may be a mixture of sectors of the slot's transactions."""
     body = page[:-_CHECKSUM_BYTES]
-    believed = _parsed(body + int(crc32c(body)).to_bytes(_CHECKSUM_BYTES, "little"))
+    believed = _parse(body + int(crc32c(body)).to_bytes(_CHECKSUM_BYTES, "little"))
     return (
         believed is not None
-        and _is_kin(believed, current)
-        and believed.transaction in attempts
-        and body[_SECTOR_BYTES:] == build(current)[_SECTOR_BYTES:-_CHECKSUM_BYTES]
+        and _is_kin(believed, slot.current)
+        and believed.transaction in slot.tries
+        and body[_SECTOR_BYTES:] == build(slot.current)[_SECTOR_BYTES:-_CHECKSUM_BYTES]
     )
 
 

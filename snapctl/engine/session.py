@@ -1,0 +1,292 @@
+"""The inside of an open container: its nodes in memory, and the transaction that changes them.
+
+A transaction begins by itself with the first change and ends with `commit` or `abort`; nothing of it is visible to
+anybody else before. An operation that fails midway leaves a transaction that can only be aborted, and everything else
+is refused until then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from snapctl.engine.model import Cow, Kind
+from snapctl.engine.node import Node
+from snapctl.engine.snapshot_list import SnapshotList
+from snapctl.errors import Corruption, SnapctlError
+from snapctl.format.checksum import crc32c
+from snapctl.format.geometry import VOLUME_DEPTH, Geometry
+from snapctl.format.pointer import Pointer
+from snapctl.format.record import NodeRecord
+from snapctl.storage import lock
+from snapctl.storage.backend import FileBackend
+from snapctl.storage.pages import PageFile
+from snapctl.storage.spacemap import SpaceMap
+from snapctl.storage.store import Store
+from snapctl.storage.tabletree import TableTree
+
+_RESIDENT_BYTES = 64 * 1024 * 1024
+
+
+class Session:
+    """What nodes and the modules of the engine share of an open container.
+
+    Attributes:
+        most_resident_tables: tables kept in memory, changed or not, before they are written out or forgotten.
+        zero_block: a block of zeros.
+        zero_checksum: its checksum.
+    """
+
+    def __init__(self, store: Store) -> None:
+        """Take up an open store."""
+        self._store = store
+        self._geometry = store.geometry
+        self.most_resident_tables = _RESIDENT_BYTES // store.geometry.table_size
+        self.zero_block = bytes(store.geometry.block_size)
+        self.zero_checksum = crc32c(self.zero_block)
+        self._is_changed = False
+        self._is_broken = False
+        self._begin()
+
+    def __len__(self) -> int:
+        return len(self._list)
+
+    @property
+    def path(self) -> str:
+        """The container file."""
+        return self._store.pages.backend.path
+
+    @property
+    def geometry(self) -> Geometry:
+        """Its sizes and what follows from them."""
+        return self._geometry
+
+    @property
+    def block_size(self) -> int:
+        """Bytes of a data block."""
+        return self._geometry.block_size
+
+    @property
+    def transaction(self) -> int:
+        """Number of the open transaction."""
+        return self._store.transaction
+
+    @property
+    def writable(self) -> bool:
+        """Whether it was opened for writing."""
+        return self._store.writable
+
+    @property
+    def pages(self) -> PageFile:
+        """Its pages."""
+        return self._store.pages
+
+    @property
+    def space(self) -> SpaceMap:
+        """Its space map."""
+        return self._store.space
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All nodes, oldest first."""
+        return [self.by_id(node_id) for node_id in self._list]
+
+    def by_id(self, node_id: int) -> Node:
+        """The node with a number.
+
+        Raises:
+            Corruption: a record names a node that does not exist, or is itself unsound.
+        """
+        node = self._nodes.get(node_id)
+        if node is None:
+            node = self._nodes[node_id] = Node(self, self._list.get(node_id))
+        return node
+
+    def children(self, node: Node) -> list[Node]:
+        """The nodes whose parent is `node`."""
+        return [self.by_id(child) for child in self._list.children(node.id)]
+
+    def newest_snapshot(self, node: Node) -> Node | None:
+        """The RO snapshot directly below a volume."""
+        newest = self._list.newest_snapshot(node.id)
+        return None if newest is None else self.by_id(newest)
+
+    def older_snapshot(self, node: Node) -> Node | None:
+        """The RO snapshot of the same origin directly below an RO snapshot."""
+        for child in self.children(node):
+            if child.kind is Kind.RO:
+                return child
+        return None
+
+    def snapshots(self, node: Node) -> list[Node]:
+        """The RO snapshots of a volume, newest first."""
+        found: list[Node] = []
+        snapshot = self.newest_snapshot(node)
+        while snapshot is not None:
+            found.append(snapshot)
+            if len(found) > len(self._list):
+                raise Corruption(f"the snapshots of {node.name} form a cycle; run check", node=node.name)
+            snapshot = self.older_snapshot(snapshot)
+        return found
+
+    def preview_used_bytes(self) -> int:
+        """What `used_bytes` would be if the open transaction were committed now.
+
+        Raises:
+            NoSpace: it could not be committed.
+        """
+        self._place()
+        self._store.space.place()
+        return self._store.space.used * self._geometry.unit
+
+    def commit(self) -> None:
+        """Make the open transaction durable, all of it at once (invariant 4).
+
+        Raises:
+            NoSpace: no room; the transaction stays open and the commit can be tried again.
+            IoFailure: the system refuses; the container has to be reopened.
+        """
+        self.check_writable()
+        if not self._is_changed:
+            return
+        self._place()
+        for node in list(self._nodes.values()):
+            if node.id in self._list:
+                if node.tables_changed:
+                    node.tree.write()
+                if node.id in self._changed:
+                    self._list.put(node.record)
+        self._store.commit(self._list.write(), self._list.next_id, len(self._list))
+        self._list.committed()
+        for node in self._nodes.values():
+            node.committed(self.transaction)
+        self._changed.clear()
+        self._is_changed = False
+
+    def abort(self) -> None:
+        """Give up the open transaction: everything is again as of the last commit."""
+        if self._is_changed or self._is_broken:
+            self._store.reset()
+            self._begin(self._nodes)
+
+    def close(self) -> None:
+        """Close the file and let go of the lock, giving up what was not committed."""
+        self._store.pages.backend.close()
+
+    def let_writers_in(self, wait_seconds: float) -> None:
+        """In the middle of a long read, let go of the lock for a moment and take up what was committed meanwhile.
+
+        Nodes deleted meanwhile are gone; those that remain can be used as before.
+
+        Raises:
+            Locked: others held it for longer than `wait_seconds`.
+        """
+        backend = self._store.pages.backend
+        if self.writable or not isinstance(backend, FileBackend):
+            return
+        lock.pause(backend.fd, backend.path, wait_seconds=wait_seconds)
+        store = Store.adopt(backend, writable=False)
+        if store.superblock != self._store.superblock:
+            self._store = store
+            self._begin(self._nodes)
+
+    def check_writable(self) -> None:
+        """Refuse to change a container that was opened for reading, or that failed.
+
+        Raises:
+            ReadOnlyNode: so it was.
+            Poisoned: so it did.
+        """
+        self._store.check_writable()
+        self.check_whole()
+
+    def check_whole(self) -> None:
+        """Refuse to go on with what a failure left half-changed.
+
+        Raises:
+            Poisoned: a write or sync failed; the container has to be reopened.
+            SnapctlError: an operation failed midway; the transaction has to be aborted.
+        """
+        self._store.pages.check_usable()
+        if self._is_broken:
+            raise SnapctlError(f"an operation on {self.path} failed midway; abort the transaction")
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Around every change: one that fails midway breaks the open transaction."""
+        self._is_changed = True
+        try:
+            yield
+        except BaseException:
+            self._is_broken = True
+            raise
+
+    def note_change(self, node: Node) -> None:
+        """Take note that a node's tables or block count changed, which its record tells at the commit."""
+        self._changed.add(node.id)
+
+    def put_record(self, node: Node) -> None:
+        """Enter a node's changed record in the snapshot list."""
+        self._changed.add(node.id)
+        self._list.put(node.record)
+
+    def add(self, kind: Kind, name: str, *, size_bytes: int, cow: Cow, parent: int = 0, origin: int = 0) -> Node:
+        """Make a node with an empty first table (claim 5)."""
+        record = NodeRecord(
+            id=self._list.new_id(),
+            kind=kind,
+            name=name,
+            parent=parent,
+            origin=origin,
+            size_bytes=size_bytes,
+            created_ns=time.time_ns(),
+            cow=cow,
+        )
+        node = Node(self, record)
+        node.begin_tables()
+        self._nodes[node.id] = node
+        self.put_record(node)
+        return node
+
+    def remove(self, node: Node) -> None:
+        """Drop the record of a node whose tables have been given up."""
+        self._list.remove(node.id)
+        self._changed.discard(node.id)
+        del self._nodes[node.id]
+        node.is_gone = True
+
+    def relieve(self) -> None:
+        """Bound the memory that tables take; called where no caller holds on to a table but the first of a tree."""
+        if self._store.pages.resident_tables < self.most_resident_tables:
+            return
+        for node in self._nodes.values():
+            node.relieve()
+        self._store.pages.resident_tables = 0
+
+    def open_tree(self, what: str, pointer: Pointer | None) -> TableTree:
+        """The tables of a node, or with no pointer an empty first table."""
+        return TableTree(self._store.pages, self._store.space, VOLUME_DEPTH, pointer, self.transaction, what)
+
+    def _begin(self, known: dict[int, Node] | None = None) -> None:
+        """Take up the state of the last commit; nodes that callers hold take it up as well."""
+        self._list = SnapshotList(self._store)
+        self._nodes: dict[int, Node] = {}
+        self._changed: set[int] = set()
+        self._is_changed = False
+        self._is_broken = False
+        for node_id, node in (known or {}).items():
+            if node_id in self._list:
+                node.take(self._list.get(node_id))
+                self._nodes[node_id] = node
+            else:
+                node.is_gone = True
+
+    def _place(self) -> None:
+        for node in list(self._nodes.values()):
+            if node.tables_changed:
+                node.tree.place()
+                self._changed.add(node.id)
+        for node_id in self._changed:
+            self._list.put(self._nodes[node_id].record)
+        self._list.place()
