@@ -105,16 +105,22 @@ class Ancestry:
 def graphviz(nodes: Iterable[Node], relation: Relation) -> Iterator[str]:
     """Write the nodes as a Graphviz digraph, an arrow leading from each to its parent or origin.
 
+    Args:
+        nodes: each after the one it hangs from; an arrow to one that is not among them is left out.
+        relation: what the arrows mean.
+
     Yields:
         Lines without their ends.
     """
     shapes = {"base": "box3d", "ro": "ellipse", "rw": "box"}
     yield "digraph snapctl {"
     yield "  rankdir=BT;"
+    drawn = set()
     for node in nodes:
+        drawn.add(node.id)
         yield f'  n{node.id} [label="{_quoted(node.name)}", shape={shapes[node.kind.value]}];'
         above = node.parent if relation == "parent" else node.origin
-        if above is not None:
+        if above is not None and above.id in drawn:
             yield f"  n{node.id} -> n{above.id};"
     yield "}"
 

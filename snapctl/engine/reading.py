@@ -116,17 +116,20 @@ def resolve(node: Node, start: int, stop: int) -> Iterator[Piece]:
     Raises:
         Corruption: a table is damaged, or the parents form a cycle.
     """
-    # Depth first with a stack of our own: chains are as long as people keep snapshots.
-    pending = [Piece(start, stop, ABSENT, node.size_bytes, node, None, 0)]
+    # Depth first with a stack of our own, since chains are as long as people keep snapshots; and lazily, since a range
+    # may be terabytes.
     most_hops = len(node.container)
-    while pending:
-        piece = pending.pop()
-        if piece.kind != ABSENT:
+    stack = [iter([Piece(start, stop, ABSENT, node.size_bytes, node, None, 0)])]
+    while stack:
+        piece = next(stack[-1], None)
+        if piece is None:
+            stack.pop()
+        elif piece.kind != ABSENT:
             yield piece
         elif piece.hops > most_hops:
             raise Corruption(f"{node.name}: its ancestors form a cycle; run check", node=node.name)
         else:
-            pending.extend(reversed(list(_look_up(piece))))
+            stack.append(_look_up(piece))
 
 
 def _look_up(piece: Piece) -> Iterator[Piece]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from snapctl.errors import BadName, Corruption
 from snapctl.format.geometry import RECORD_BYTES, Geometry
-from snapctl.format.pointer import ABSENT, NOWHERE, PAGE, Pointer
+from snapctl.format.pointer import KIND_SHIFT, NOWHERE, PAGE, Pointer
 
 NAME_BYTES = 63
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
@@ -184,10 +184,10 @@ def parse(raw: RawRecord, geometry: Geometry) -> NodeRecord:
             ("cow policy", cow is None),
             ("size", not 1 <= raw.size_bytes <= geometry.max_volume_bytes),
             ("blocks owned", raw.own_blocks > geometry.max_blocks),
-            ("first table", raw.first_table0 >> 48 != PAGE),
+            ("first table", raw.first_table0 >> KIND_SHIFT != PAGE),
             ("parent", (raw.parent == 0) != (kind is Kind.BASE) or raw.parent == raw.id),
             ("origin", (raw.origin == 0) != (kind is Kind.BASE) or raw.origin == raw.id),
-            ("attributes", raw.attributes0 >> 48 != ABSENT),
+            ("attributes", (raw.attributes0, raw.attributes1) != NOWHERE),
             ("state", raw.state != State.IDLE),
             ("reserved field", bool(raw.flags or any(raw.reserved_a) or raw.target or raw.cursor)),
             ("reserved tail", raw.reserved_b.count(0) != len(raw.reserved_b)),

@@ -44,9 +44,11 @@ _STREAM_CHUNK_BYTES = 256 << 10
 _SHORTEST_HOLE_BYTES = 64 << 10
 """Holes in a source are looked for at this granularity; in what is read the engine finds the blocks of zeros."""
 
+_WINDOW_BYTES = 1 << 30
+"""How far an export looks ahead for data: what it finds is held in memory, together with the tables it is found in."""
+
 _TURN_SECONDS = 1.0
-"""How long an export works before it starts afresh from where it is and, of an RO snapshot, lets writers have a turn.
-The turn costs some hundredths of a second."""
+"""How long an export holds the lock before it lets writers have a turn, which costs it some hundredths of a second."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -437,7 +439,7 @@ def _check_room(fd: int, path: str, size_bytes: int) -> None:
 
 
 def _export(node: Node, target: _Target, wait_seconds: float, progress: Progress) -> int:
-    """Copy a node's bytes in turns, between which writers have theirs if it is an RO snapshot."""
+    """Copy a node's bytes, giving writers their turns if it is an RO snapshot."""
     name, size, container = node.name, node.size_bytes, node.container
     buffer = memoryview(bytearray(min(size, target.chunk_bytes)))
     done = written = 0
@@ -450,13 +452,12 @@ def _export(node: Node, target: _Target, wait_seconds: float, progress: Progress
                 target.put(begin, buffer[begin - start : end - start])
                 written += end - begin
             progress(done, size)
-            if done < size and time.monotonic() >= turn_ends:
+            if node.kind is Kind.RO and done < size and time.monotonic() >= turn_ends:
                 break
         else:
             break
-        # `_ranges` begins anew: the tables that it has seen are void after this, and of a volume they fill memory.
-        if node.kind is Kind.RO:
-            container.let_writers_in(wait_seconds)
+        # What `_ranges` knew of the container is void after this; it begins anew.
+        container.let_writers_in(wait_seconds)
         if node.is_gone:
             raise NodeNotFound(f"{name} was deleted while it was being exported")
     progress(size, size)
@@ -470,16 +471,21 @@ def _ranges(node: Node, start: int, target: _Target) -> Iterator[list[tuple[int,
         yield from ([piece] for piece in _cut(start, node.size_bytes, chunk_bytes))
         return
     ranges: list[tuple[int, int]] = []
-    for extent in node.extents(start):
-        if extent.is_zero:
-            continue
-        for begin, end in _cut(extent.offset_bytes, extent.offset_bytes + extent.length_bytes, chunk_bytes):
-            if ranges and begin // chunk_bytes != ranges[0][0] // chunk_bytes:
-                yield ranges
-                ranges = []
-            ranges.append((begin, end))
+    for begin, end in _data(node, start, chunk_bytes):
+        if ranges and begin // chunk_bytes != ranges[0][0] // chunk_bytes:
+            yield ranges
+            ranges = []
+        ranges.append((begin, end))
     if ranges:
         yield ranges
+
+
+def _data(node: Node, start: int, chunk_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield what is not zeros from `start` on as (begin, end), cut at the ends of chunks."""
+    for window, window_end in _cut(start, node.size_bytes, _WINDOW_BYTES):
+        for extent in node.extents(window, window_end - window):
+            if not extent.is_zero:
+                yield from _cut(extent.offset_bytes, extent.offset_bytes + extent.length_bytes, chunk_bytes)
 
 
 def _cut(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:

@@ -19,6 +19,8 @@ from snapctl.errors import IoFailure, NameTaken, NoSpace, NotAContainer, Snapctl
 Buffer = bytes | bytearray | memoryview
 
 _IOV_MAX = 1024
+_CLOSED = 0x7FFF_FFFF
+"""What stands for a closed file: a descriptor that no process has, so that any use of it is refused by the system."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02
 """FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE of linux/falloc.h."""
@@ -183,9 +185,9 @@ class FileBackend:
 
     def close(self) -> None:
         """See `Backend`."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        fd, self.fd = self.fd, _CLOSED
+        if fd != _CLOSED:
+            os.close(fd)
 
     def _failure(self, what: str, error: OSError) -> SnapctlError:
         return _translate(error, f"cannot {what} {self.path}")

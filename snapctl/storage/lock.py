@@ -13,6 +13,7 @@ import time
 from snapctl.errors import Locked
 
 _POLL_SECONDS = 0.01
+_LONGEST_COMMAND = 160
 
 
 def acquire(fd: int, path: str, *, exclusive: bool, wait_seconds: float) -> None:
@@ -69,4 +70,6 @@ def _command(pid: str) -> str:
             words = file.read(4096).rstrip(b"\0").split(b"\0")
     except OSError:
         return "unknown command"
-    return b" ".join(words).decode("utf-8", "backslashreplace")
+    command = b" ".join(words).decode("utf-8", "replace")
+    # Another user chose these bytes; they must not break the line nor reach the terminal as an escape sequence.
+    return "".join(char if char.isprintable() else "?" for char in command[:_LONGEST_COMMAND])

@@ -129,6 +129,12 @@ class Terminal:
                 raise AssertionError(f"{text!r} did not appear in {self.seen!r}")
         return self.seen
 
+    def expect_more(self, seconds: float) -> None:
+        """Let some time pass, taking in what appears meanwhile."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self._read(deadline):
+            pass
+
     def type(self, text: str) -> None:
         """Press keys."""
         os.write(self._master, text.encode())

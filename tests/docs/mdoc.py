@@ -38,7 +38,9 @@ class Page:
         return [[cell.strip() for cell in f"{row} ".split("Ta ")] for row in rows[1:]]
 
     def _part(self, macro: str, heading: str) -> str:
-        found = re.search(rf"^\.{macro} {re.escape(heading)}\n(.*?)(?=^\.{macro} |\Z)", self.text, re.MULTILINE | re.DOTALL)
+        found = re.search(
+            rf"^\.{macro} {re.escape(heading)}\n(.*?)(?=^\.{macro} |\Z)", self.text, re.MULTILINE | re.DOTALL
+        )
         assert found is not None, f"{self.name} has no section {heading}"
         return found[1]
 

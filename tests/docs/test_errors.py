@@ -1,4 +1,4 @@
-"""docs/errors.md against the classes of snapctl.errors, both ways; and the tree drawn in that module's docstring."""
+"""docs/errors.md against the classes of snapctl.errors, both ways."""
 
 from __future__ import annotations
 
@@ -35,8 +35,3 @@ def test_fields_that_are_named_exist():
     for row, error in zip(ROWS, every_error(), strict=True):
         fields = set(re.findall(r"`(\w+)`", row["when"].partition(";")[2]))
         assert fields <= set(vars(error("", *([()] if error is errors.HasDependents else [])))), error
-
-
-def test_tree_in_the_docstring_is_that_of_the_classes():
-    drawn = re.findall(r"(\w+) \[(\d)\]", errors.__doc__ or "")
-    assert drawn == [(error.__name__, str(error.exit_code)) for error in every_error()]

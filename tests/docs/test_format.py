@@ -80,7 +80,9 @@ def test_superblock_copies_are_documented_where_they_are():
     }
     rows = table(section(DOCUMENT, "The file"), columns="offset,size,what")
     assert {row["what"]: int(row["offset"]) for row in rows if row["what"].startswith("slot")} == copies
-    assert {name: int(offset) for name, offset, _ in MANUAL.columns("CONTAINER FILE") if name.startswith("slot")} == copies
+    assert {
+        name: int(offset) for name, offset, _ in MANUAL.columns("CONTAINER FILE") if name.startswith("slot")
+    } == copies
     end = 0
     for row in rows[:-1]:
         assert int(row["offset"]) == end
@@ -91,7 +93,11 @@ def test_superblock_copies_are_documented_where_they_are():
 
 def test_version_is_documented():
     assert f"# The container format, version {layout.FORMAT_VERSION}\n" in DOCUMENT
-    (row,) = [row for row in table(section(DOCUMENT, "Superblock"), columns="offset,size,field,meaning") if "version" in row["field"]]
+    (row,) = [
+        row
+        for row in table(section(DOCUMENT, "Superblock"), columns="offset,size,field,meaning")
+        if "version" in row["field"]
+    ]
     assert int(row["meaning"]) == layout.FORMAT_VERSION
     assert f"version {layout.FORMAT_VERSION}" in MANUAL.text
 
@@ -104,7 +110,7 @@ def test_kinds_of_pointers_are_documented():
 
 
 @pytest.mark.parametrize(("field", "enumeration"), [("kind", record.Kind), ("cow", record.Cow)])
-def test_codes_in_records_are_documented(field: str, enumeration: type[record.Kind] | type[record.Cow]):
+def test_codes_in_records_are_documented(field: str, enumeration: type[record.Kind | record.Cow]):
     """Each code, written into a record, is read back as what the document says."""
     rows = table(section(DOCUMENT, "Node record"), columns="offset,size,field,meaning")
     (meaning,) = [row["meaning"] for row in rows if row["field"] == f"`{field}`"]
@@ -125,7 +131,9 @@ def _replace(node: record.NodeRecord, **changes: Any) -> record.NodeRecord:
 
 
 def test_sizes_that_a_user_may_choose_are_documented():
-    rows: dict[str, Row] = {row["name"]: row for row in table(section(DOCUMENT, "Sizes and units"), columns="name,meaning,values")}
+    rows: dict[str, Row] = {
+        row["name"]: row for row in table(section(DOCUMENT, "Sizes and units"), columns="name,meaning,values")
+    }
     offered = rows["B, block size"]["values"]
     assert [parse_size(size.replace("(default)", "")) for size in offered.split(",")] == list(BLOCK_SIZES)
     (default,) = re.findall(r"([\w ]+) \(default\)", offered)

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -15,7 +17,7 @@ from snapctl import errors
 from snapctl.cli import app, path
 from snapctl.format.geometry import BLOCK_SIZES
 from snapctl.units import format_size
-from tests.cli.harness import SNAPCTL, environment
+from tests.cli.harness import run
 from tests.docs import mdoc
 from tests.docs.markdown import ROOT
 from tests.support.requires import needs
@@ -149,10 +151,34 @@ def test_block_sizes_are_those_of_the_format():
     assert f"{', '.join(sizes[:-1])} or {sizes[-1]};" in SUBSECTIONS["init"]
 
 
+def test_fields_of_json_are_described(tmp_path: Path):
+    lab = tmp_path / "lab.snap"
+    run("create", lab / "db", "--size", "1M")
+    of_container, of_node, of_details, of_check = (
+        {field for field, _ in MANUAL.columns("JSON", number)} for number in range(4)
+    )
+    listed, tree = run("list", lab, "--json").json, run("tree", lab, "--json").json
+    info, check = run("info", lab / "db", "--json").json, run("check", lab, "--json").json
+    assert {"version": 1, "container": of_container, "nodes": of_node} == shape(listed)
+    assert shape(tree) == {"version": 1, "container": of_container, "nodes": of_node | {"children"}}
+    assert shape(info) == {"version": 1, "container": of_container, "node": of_node | of_details}
+    assert check.keys() - {"version", "container"} == of_check
+
+
+def shape(document: dict[str, Any]) -> dict[str, Any]:
+    """A JSON document with the names of fields in place of objects, or of arrays of one object."""
+    return {
+        name: set(value[0] if isinstance(value, list) else value) if isinstance(value, dict | list) else value
+        for name, value in document.items()
+    }
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_page_is_well_formed(page: str):
     mandoc = needs("mandoc", package="mandoc")
-    done = subprocess.run([mandoc, "-T", "lint", "-W", "warning", page], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [mandoc, "-T", "lint", "-W", "warning", page], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -164,9 +190,8 @@ def test_pages_refer_to_each_other_and_exist():
 
 def complete(line: str) -> list[str]:
     """What the completions of all shells offer at the end of a line."""
-    asked = environment(_SNAPCTL_COMPLETE="complete_line", SNAPCTL_LINE=line)
-    done = subprocess.run(SNAPCTL, env=asked, capture_output=True, text=True, check=True)
-    return [answer.split("\t")[0] for answer in done.stdout.splitlines()]
+    answer = run(_SNAPCTL_COMPLETE="complete_line", SNAPCTL_LINE=line)
+    return [candidate.split("\t")[0] for candidate in answer.lines]
 
 
 def test_completions_know_every_command():

@@ -113,6 +113,21 @@ def test_holes_at_odd_places_stay_holes_both_ways(tmp_path: Path, block_size: in
     assert allocated_bytes(target) <= MIB
 
 
+def test_data_that_lies_far_apart_is_found_at_any_distance(box: Path, tmp_path: Path):
+    gib, target = 1 << 30, tmp_path / "out"
+    places = [(gib - 2, b"over the edge"), (3 * gib, b"x"), (5 * gib + 4099, b"the end")]
+    with Container.open(str(box), writable=True) as container:
+        volume = container.create_volume("db", 5 * gib + 4106)
+        for offset, data in places:
+            volume.write(offset, data)
+    assert export_node(str(box), "db", str(target)) == 3 * 4096 + 10
+    with target.open("rb") as file:
+        for offset, data in places:
+            assert os.pread(file.fileno(), len(data), offset) == data
+    assert target.stat().st_size == 5 * gib + 4106
+    assert allocated_bytes(target) <= 64 << 10
+
+
 def test_written_zeros_take_no_room_in_the_container(box: Path, tmp_path: Path):
     source = tmp_path / "in"
     source.write_bytes(bytes(8 * MIB) + b"x" + bytes(8 * MIB))

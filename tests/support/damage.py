@@ -15,6 +15,7 @@ from snapctl.format.layout import SUPERBLOCK_BYTES, NodeRecord
 from snapctl.format.pointer import PAGE, Pointer, decode_table
 from snapctl.format.record import RO_CODE, RawRecord, scan
 from snapctl.format.superblock import COPIES, SLOTS, Superblock, build, copy_offset
+from snapctl.services.check import Report
 from snapctl.storage.backend import Backend
 from snapctl.storage.store import choose_superblocks
 
@@ -82,6 +83,19 @@ def find(backend: Backend, owner: str, kind: str, index: int | None = None) -> S
 def read(backend: Backend, structure: Structure) -> bytes:
     """The bytes of a structure."""
     return _read(backend, structure.offset, structure.length)
+
+
+def pointers(backend: Backend, table: Structure) -> list[Pointer]:
+    """The entries of a table."""
+    words = decode_table(read(backend, table))
+    return [Pointer(words[i], words[i + 1]) for i in range(0, len(words), 2)]
+
+
+def assert_found(report: Report, where: str, *words: str, exit_code: int = 4) -> None:
+    """Hold that a check came to an exit code, and has a finding there whose message has all the words in it."""
+    assert report.exit_code == exit_code
+    messages = [finding.message for finding in report.findings if finding.where == where]
+    assert any(all(word in message for word in words) for message in messages), report.findings
 
 
 def flip(backend: Backend, offset: int, bit: int = 0) -> None:
@@ -231,9 +245,7 @@ class _Finder:
         if not is_table:
             return
         fanout = self._geometry.fanout
-        words = decode_table(read(self._backend, found))
-        for entry in range(fanout):
-            below = Pointer(words[2 * entry], words[2 * entry + 1])
+        for entry, below in enumerate(pointers(self._backend, found)):
             if below.kind == PAGE:
                 yield from self._tree(
                     owner,

@@ -97,10 +97,11 @@ def _read_records(current: Superblock, walk: Walk, findings: Findings) -> list[R
     """The records of all slots that are not free, unverified."""
     records: list[RawRecord] = []
     is_whole = True
+    per_page = current.geometry.records_per_page
     for leaf in walk.leaves(_SNAPSHOT_LIST, current.snapshot_list):
         is_whole &= leaf.words is not None
         for index, pointer in leaf.pages():
-            what = f"records of page {index}"
+            what = f"records {index * per_page} to {(index + 1) * per_page - 1}"
             page = walk.page(_SNAPSHOT_LIST, pointer, current.geometry.table_size, what)
             if page is None:
                 is_whole = walk.is_complete = False
@@ -109,8 +110,8 @@ def _read_records(current: Superblock, walk: Walk, findings: Findings) -> list[R
                 if raw.id:
                     records.append(raw)
                 elif raw != _FREE:
-                    place = f"{what} at page {pointer.page_no}"
-                    findings.corruption(_SNAPSHOT_LIST.where, f"{place}: slot {slot} is free but not empty")
+                    place = f"record {index * per_page + slot} at page {pointer.page_no}"
+                    findings.corruption(_SNAPSHOT_LIST.where, f"{place} is free but not empty")
     if is_whole and len(records) != current.node_count:
         findings.corruption("superblock", f"says that there are {current.node_count} nodes; there are {len(records)}")
     return records

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from snapctl.errors import Corruption, IoFailure
 from snapctl.format.pointer import ABSENT, PAGE, Pointer
 from snapctl.format.superblock import Superblock
 from snapctl.services.check.findings import Findings
@@ -27,6 +28,8 @@ class MapCheck:
         self._sound: dict[int, Pointer] = {}
         self._unknown: set[int] = set()
         self._unknown_ranges: list[range] = []
+        if current.space_map.birth:
+            findings.corruption("superblock", "its pointer to the space map carries a count of free pages")
         used = sum(self._check_leaf(leaf) for leaf in walk.leaves(_TREE, current.space_map))
         if not self._unknown and not self._unknown_ranges and used != current.pages_used:
             findings.corruption(
@@ -39,7 +42,11 @@ class MapCheck:
         for index in sorted(self._walk.owned.regions(units) | self._sound.keys()):
             if index in self._unknown or any(index in unknown for unknown in self._unknown_ranges):
                 continue
-            bits = self._read_again(index)
+            try:
+                bits = self._read_again(index)
+            except (Corruption, IoFailure) as error:
+                self._findings.corruption(_TREE.where, f"bitmap that was sound a moment ago: {error}")
+                continue
             owned = self._walk.owned.bits(index, units)
             for pages in self._runs(owned & ~bits, index):
                 self._findings.corruption(_TREE.where, f"{pages} in use, but free by the map")

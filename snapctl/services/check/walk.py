@@ -57,6 +57,11 @@ class Ownership:
             taken.append((chunk, bit, count))
         return True
 
+    def release(self, page_no: int, units: int) -> None:
+        """Take back what `take` has claimed."""
+        for part in self._parts(page_no, units):
+            clear_bits(*part)
+
     def claim(self, page_no: int, units: int) -> bool:
         """Claim a run of units, those that have an owner too.
 
@@ -218,7 +223,8 @@ class Walk:
                 yield Leaf(start, start + span, pointer, None)
                 continue
             words = decode_table(page)
-            runs = tuple(self._judge(tree, words, f"{what} at page {pointer.page_no}"))
+            is_empty = page.count(0) == len(page)
+            runs = () if is_empty else tuple(self._judge(tree, words, f"{what} at page {pointer.page_no}"))
             if level == depth - 1:
                 yield Leaf(start, start + span, pointer, words, runs)
                 continue
@@ -256,18 +262,34 @@ class Walk:
 
     def _take_run(self, words: array[int], i: int, j: int) -> bool:
         """Claim and verify blocks that are neighbours on disk if nothing is wrong with any of them, else do nothing."""
-        size = self._geometry.block_size
-        if max(words[2 * i + 1 : 2 * j : 2]) >> BIRTH_SHIFT > self._last_birth:
-            return False
+        page_no, length = words[2 * i] & PAGE_MASK, (j - i) * self._geometry.block_size
+        units = (j - i) * self._geometry.block_units
+        seals = words[2 * i + 1 : 2 * j : 2]
         try:
-            offset = self.pages.locate(words[2 * i], (j - i) * size)
-            self.pages.read_run(offset, self._buffer[: (j - i) * size])
+            offset = self.pages.locate(words[2 * i], length)
+        except Corruption:
+            return False
+        # Claimed before it is read, so that what many pointers name is not read for each of them.
+        if max(seals) >> BIRTH_SHIFT > self._last_birth or not self.owned.take(page_no, units):
+            return False
+        if not self._has_sound_blocks(offset, length, seals):
+            self.owned.release(page_no, units)
+            return False
+        return True
+
+    def _has_sound_blocks(self, offset: int, length: int, seals: array[int]) -> bool:
+        size, buffer = self._geometry.block_size, self._buffer
+        try:
+            self.pages.read_run(offset, buffer[:length])
         except (Corruption, IoFailure):
             return False
-        for k in range(i, j):
-            if crc32c(self._buffer[(k - i) * size : (k - i + 1) * size]) != words[2 * k + 1] & CHECKSUM_MASK:
+        start = 0
+        for seal in seals:
+            end = start + size
+            if crc32c(buffer[start:end]) != seal & CHECKSUM_MASK:
                 return False
-        return self.owned.take(words[2 * i] & PAGE_MASK, (j - i) * self._geometry.block_units)
+            start = end
+        return True
 
     def _data_block(self, tree: Tree, block_no: int, pointer: Pointer) -> None:
         size = self._geometry.block_size

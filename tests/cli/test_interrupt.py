@@ -1,0 +1,139 @@
+"""Commands that are stopped in the middle: by a signal, or because nobody reads their output."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.harness import command_line, digest, environment, finish, run, start
+
+MIB = 1 << 20
+SIGNALS = [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated"), (signal.SIGHUP, "terminated")]
+
+
+@pytest.mark.parametrize(("signal_no", "says"), SIGNALS)
+@pytest.mark.parametrize("command", ["write", "import"])
+def test_write_that_is_stopped_midway_leaves_nothing(command: str, signal_no: int, says: str, lab: Path):
+    run("resize", lab / "db", "--size", "1G")
+    before = run("list", "--json", lab).out, run("read", lab / "db", "--length", "1M").out
+    process = start(*(["write", lab / "db"] if command == "write" else ["import", lab / "x", "-"]))
+    assert process.stdin is not None
+    for _ in range(12):
+        process.stdin.write(os.urandom(MIB))
+    process.stdin.flush()
+    time.sleep(0.3)
+    process.send_signal(signal_no)
+    result = finish(process)
+    assert result.code == 128 + signal_no
+    assert result.err == f"snapctl: {says}; nothing was changed\n"
+    assert (run("list", "--json", lab).out, run("read", lab / "db", "--length", "1M").out) == before
+    run("check", lab)
+
+
+def test_create_that_is_stopped_while_it_waits_changes_nothing(lab: Path):
+    before = digest(lab)
+    holder = start("write", lab / "db")
+    assert holder.stdin is not None
+    time.sleep(0.5)
+    process = start("create", lab / "x", "--size", "1M", "--wait", "60")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert finish(process).code == 130
+    holder.send_signal(signal.SIGINT)
+    finish(holder)
+    assert digest(lab) == before
+
+
+def test_signal_that_the_caller_ignores_stays_ignored(lab: Path):
+    def ignore() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    process = start("write", lab / "db", preexec_fn=ignore)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert finish(process, b"done") == (0, b"", "")
+    assert run("read", lab / "db", "--length", "4").out == b"done"
+
+
+def test_export_that_is_stopped_leaves_no_file(lab: Path, tmp_path: Path):
+    run("resize", lab / "db", "--size", "1G")
+    run("write", lab / "db", stdin=os.urandom(64 * MIB))
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    process = start("read", lab / "db", "--output", fifo)
+    with fifo.open("rb") as reader:
+        reader.read(1)
+        process.send_signal(signal.SIGTERM)
+        result = finish(process)
+    assert result.code == 143
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "lab.snap"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["read", "LAB/db"], ["read", "LAB/db", "--format", "hex"], ["export", "LAB/db", "-"], ["tree", "LAB"], ["--help"]],
+)
+def test_closed_pipe_ends_a_command_silently(arguments: list[str], lab: Path):
+    run("write", lab / "db", stdin=os.urandom(MIB))
+    process = start(*(word.replace("LAB", str(lab)) for word in arguments))
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 128 + signal.SIGPIPE
+    process.stderr.close()
+    if process.stdin:
+        process.stdin.close()
+
+
+def test_head_is_enough(lab: Path):
+    done = subprocess.run(
+        ["sh", "-c", '"$@" | head -c 6', "sh", *command_line("read", lab / "db")],
+        capture_output=True,
+        env=environment(),
+        check=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == (b"newnew", b"")
+
+
+@pytest.mark.parametrize("arguments", [["list", "LAB"], ["read", "LAB/db"], ["info", "--json", "LAB"]])
+def test_closed_standard_output_is_an_error(arguments: list[str], lab: Path):
+    words = [word.replace("LAB", str(lab)) for word in arguments]
+    before = digest(lab)
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command_line(*words)],
+        capture_output=True,
+        env=environment(),
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (1, b"snapctl: standard output is closed\n")
+    assert digest(lab) == before
+
+
+def test_closed_standard_input_is_an_error(lab: Path):
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command_line("write", lab / "db")],
+        capture_output=True,
+        env=environment(),
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (1, b"snapctl: standard input is closed\n")
+
+
+def test_closed_standard_error_does_not_end_up_elsewhere(lab: Path):
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *command_line("read", lab / "nosuch")],
+        capture_output=True,
+        env=environment(),
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, b"")

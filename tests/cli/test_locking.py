@@ -1,0 +1,109 @@
+"""One writer or any number of readers; the others wait, then give up and name the holder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.cli.harness import environment, finish, one_line, run, snapctl, start
+
+_HOLD = """
+import sys
+from snapctl import Container
+with Container.open(sys.argv[1], writable=sys.argv[2] == "writing") as container:
+    print("held", flush=True)
+    if container.writable:
+        container.create_volume("unseen", 4096)
+    sys.stdin.readline()
+"""
+
+
+@contextmanager
+def held(path: Path, how: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds a container for reading or for writing, until its input ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, path, how],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        try:
+            yield holder
+        finally:
+            holder.communicate("\n")
+
+
+@pytest.mark.parametrize(
+    ("how", "arguments"),
+    [
+        ("writing", ["list", "LAB"]),
+        ("writing", ["read", "LAB/db"]),
+        ("writing", ["export", "LAB/db", "-"]),
+        ("writing", ["check", "LAB"]),
+        ("writing", ["snapshot", "LAB/db@tue"]),
+        ("reading", ["snapshot", "LAB/db@tue"]),
+        ("reading", ["write", "LAB/db"]),
+        ("reading", ["import", "LAB/x", "-"]),
+        ("reading", ["delete", "LAB/db@mon", "-n"]),
+    ],
+)
+def test_container_held_by_another_is_given_up_and_the_holder_named(how: str, arguments: list[str], lab: Path):
+    with held(lab, how) as holder:
+        began = time.monotonic()
+        result = snapctl(*(word.replace("LAB", str(lab)) for word in arguments), "--wait", "0.3")
+        assert time.monotonic() - began > 0.3
+    assert result.code == 5
+    message = one_line(result)
+    assert f"pid {holder.pid}" in message
+    assert sys.executable in message
+    assert "--wait" in message
+
+
+def test_no_wait_is_no_wait(lab: Path):
+    with held(lab, "writing"):
+        assert snapctl("list", lab, "--wait", "0").code == 5
+
+
+def test_negative_wait_is_wrong_usage(lab: Path):
+    assert snapctl("list", lab, "--wait", "-1").code == 2
+    assert snapctl("list", lab, "--wait", "soon").code == 2
+
+
+def test_readers_share(lab: Path):
+    with held(lab, "reading"):
+        run("list", lab, "--wait", "0")
+        run("check", lab, "--wait", "0")
+
+
+def test_waiting_ends_when_the_holder_lets_go_and_then_all_is_seen(lab: Path):
+    with held(lab, "writing") as holder:
+        waiting = start("list", lab, "--wait", "60")
+        time.sleep(0.5)
+        assert waiting.poll() is None
+        holder.communicate("\n")
+        result = finish(waiting)
+    assert result.code == 0
+    assert "unseen" in result.text
+
+
+def test_holder_that_dies_leaves_nothing_behind(lab: Path):
+    before = run("list", lab).out
+    with held(lab, "writing") as holder:
+        holder.kill()
+        holder.wait()
+        assert run("list", lab, "--wait", "5").out == before
+
+
+def test_two_writers_take_turns(lab: Path):
+    both = [start("snapshot", lab / f"db@{name}", "--wait", "60") for name in ("a", "b")]
+    assert [finish(process).code for process in both] == [0, 0]
+    assert {"db@a", "db@b"} <= {node["name"] for node in run("list", "--json", lab).json["nodes"]}
