@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from snapctl import __version__
 from snapctl.errors import BadSize
+from snapctl.format.geometry import DEFAULT_BLOCK_SIZE
 from snapctl.units import parse_size
 
 
@@ -54,7 +55,13 @@ def parser(description: str, *, runs: int) -> ArgumentParser:
         runs: how many rounds it measures unless told otherwise.
     """
     made = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
-    made.add_argument("--runs", type=_count, default=runs, help="rounds to measure, besides a first one (%(default)s)")
+    made.add_argument(
+        "--runs",
+        type=at_least_one,
+        metavar="N",
+        default=runs,
+        help="rounds to measure, besides a first one (%(default)s)",
+    )
     made.add_argument(
         "--directory",
         type=Path,
@@ -69,18 +76,21 @@ def add_size(made: ArgumentParser, default: str, description: str) -> None:
     made.add_argument("--size", type=_size, default=_size(default), help=f"{description} ({default})")
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ArgumentTypeError("at least 1")
-    return number
+def at_least_one(text: str) -> int:
+    """Read a number for an option, as argparse wants it done."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
 
 
 def _size(text: str) -> int:
     try:
-        return parse_size(text)
+        size_bytes = parse_size(text)
     except BadSize as error:
         raise ArgumentTypeError(str(error)) from error
+    if size_bytes < DEFAULT_BLOCK_SIZE:
+        raise ArgumentTypeError("at least one block, 4K")
+    return size_bytes
 
 
 @contextmanager

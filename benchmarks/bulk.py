@@ -100,16 +100,16 @@ def main() -> None:
     print(common.heading(options.runs))
     if shutil.which("qemu-img") is None:
         print("without qemu-img, which is not installed (Debian has it in qemu-utils)")
-    for with_holes in (False, True):
-        what = f"{size}, every other {format_size(STRIPE_BYTES)} a hole" if with_holes else f"{size} of data"
-        with common.scratch(options.directory) as folder:
-            image = folder / "disk.img"
+    with common.scratch(options.directory) as folder:
+        image = folder / "disk.img"
+        for with_holes in (False, True):
+            what = f"{size}, every other {format_size(STRIPE_BYTES)} a hole" if with_holes else f"{size} of data"
             make_image(image, options.size, with_holes=with_holes)
-            report(f"Import of {what}", importing(image, folder), options.size, options.runs)
-        with common.scratch(options.directory) as folder:
-            image = folder / "disk.img"
-            make_image(image, options.size, with_holes=with_holes)
-            report(f"Export of {what}", exporting(image, folder), options.size, options.runs)
+            for verb, cases in (("Import", importing), ("Export", exporting)):
+                work = folder / verb
+                work.mkdir()
+                report(f"{verb} of {what}", cases(image, work), options.size, options.runs)
+                shutil.rmtree(work)
 
 
 if __name__ == "__main__":

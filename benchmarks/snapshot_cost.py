@@ -151,7 +151,13 @@ def show_looking(title: str, case: Case, offset: int, runs: int) -> None:
 def main() -> None:
     made = common.parser(str(__doc__), runs=11)
     common.add_size(made, "4T", "size of the largest volume")
-    made.add_argument("--snapshots", type=int, default=10_000, help="the most snapshots held (%(default)s)")
+    made.add_argument(
+        "--snapshots",
+        type=common.at_least_one,
+        metavar="N",
+        default=10_000,
+        help="the most snapshots held (%(default)s)",
+    )
     options = made.parse_args()
     print(common.heading(options.runs))
     numbers = sorted({1, min(100, options.snapshots), options.snapshots})

@@ -150,8 +150,14 @@ def _aligned(table: Table) -> Iterable[str]:
         yield "  ".join(cells).rstrip()
 
 
-def complain(message: str, *, traceback: bool = False) -> None:
-    """Print a one-line message to standard error, after the current exception's traceback if that is wanted."""
+def complain(message: str, *, traceback: bool = False, after_echo: bool = False) -> None:
+    """Print a one-line message to standard error.
+
+    Args:
+        message: what went wrong.
+        traceback: print the current exception's traceback before it.
+        after_echo: a terminal may have shown ``^C``; begin a new line there.
+    """
     if sys.stderr is None:
         return
     try:
@@ -159,7 +165,8 @@ def complain(message: str, *, traceback: bool = False) -> None:
             from traceback import print_exc
 
             print_exc(file=sys.stderr)
-        print(f"snapctl: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
+        start = "\n" if after_echo and is_terminal(sys.stderr) else ""
+        print(f"{start}snapctl: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
     except OSError:
         return  # nobody is left to tell; the exit code still does
 

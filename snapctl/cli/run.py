@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _guarded(arguments, settings)
     except interrupt.Interrupted as interrupted:
-        output.complain(str(interrupted))
+        output.complain(str(interrupted), after_echo=True)
         return 128 + interrupted.signal_no
 
 

@@ -307,6 +307,8 @@ class SpaceMap:
         bitmap.next_run[units] = position
 
     def _release(self, page_no: int, units: int) -> None:
+        if not self._geometry.first_page <= page_no <= self._pages.end_page - units:
+            raise Corruption(f"pointer to page {page_no}, outside the container", page_no=page_no)
         per_bitmap = self._geometry.units_per_bitmap
         while units:
             part = min(units, per_bitmap - page_no % per_bitmap)

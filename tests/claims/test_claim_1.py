@@ -1,4 +1,4 @@
-"""Claim 1: base -> S2 (newer) -> S1 (older); S2's three tables lead to the data the base held before it was modified."""
+"""Claim 1: base -> S2 (newer) -> S1 (older); S2's three tables lead to what the base held before it was modified."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Claim 4: an RO snapshot from which an RW snapshot descends; writes to the RW snapshot change nothing else.
 
-To the letter, the RW snapshot is older than the RO snapshot it descends from, and holds data of the base. That comes about
-by take-over: its own RO snapshot is deleted, and the RW snapshot inherits what it held.
+To the letter, the RW snapshot is older than the RO snapshot it descends from, and holds data of the base. That comes
+about by take-over: its own RO snapshot is deleted, and the RW snapshot inherits what it held.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Claim 5, a method: create a snapshot, preserve an original at the first write, create a second snapshot.
 
-"The original value to a new data block" is kept to the letter under the copy policy. Under redirect the block that holds
-the original comes to stand in the snapshot, and the new value goes to a new block: the same tables, pointers and contents.
+"The original value to a new data block" is kept to the letter under the copy policy. Under redirect the block that
+holds the original comes to stand in the snapshot, and the new value goes to a new block: the same tables, pointers and
+contents.
 """
 
 from __future__ import annotations

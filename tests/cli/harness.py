@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -101,6 +102,11 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _take_control() -> None:
+    """Make standard input the terminal that keys such as Ctrl-C act through."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class Terminal:
     """A process with a terminal of its own for standard input, output and error, as a person sees it."""
 
@@ -117,6 +123,7 @@ class Terminal:
             cwd=cwd,
             env=environment(TERM="xterm-256color", LC_ALL="C.UTF-8", **env),
             start_new_session=True,
+            preexec_fn=_take_control,
         )
         os.close(slave)
         self.seen = ""

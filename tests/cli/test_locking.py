@@ -39,7 +39,7 @@ def held(path: Path, how: str) -> Iterator[subprocess.Popen[str]]:
         try:
             yield holder
         finally:
-            holder.communicate("\n")
+            holder.communicate()
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,9 @@ def test_waiting_ends_when_the_holder_lets_go_and_then_all_is_seen(lab: Path):
         waiting = start("list", lab, "--wait", "60")
         time.sleep(0.5)
         assert waiting.poll() is None
-        holder.communicate("\n")
+        assert holder.stdin is not None
+        holder.stdin.write("\n")
+        holder.stdin.flush()
         result = finish(waiting)
     assert result.code == 0
     assert "unseen" in result.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from itertools import pairwise
 
 import pytest
 from construct import Array, ConstError
@@ -106,7 +107,10 @@ def test_a_filled_table_has_one_kind_throughout_and_nothing_else():
     assert not any(filled_table(1024))
 
 
-@given(st.lists(st.sampled_from([0, 1 << 48, 7 | 1 << 48, 2 << 48, 3 << 48, 4 << 48, 9 << 48, 1 << 56]), max_size=40), st.data())
+@given(
+    st.lists(st.sampled_from([0, 1 << 48, 7 | 1 << 48, 2 << 48, 3 << 48, 4 << 48, 9 << 48, 1 << 56]), max_size=40),
+    st.data(),
+)
 def test_kind_runs_cover_a_range_with_the_longest_runs_of_one_kind(entries: list[int], data: st.DataObject):
     table = array("Q", [word for entry in entries for word in (entry, 5)])
     start = data.draw(st.integers(0, len(entries)))
@@ -115,7 +119,7 @@ def test_kind_runs_cover_a_range_with_the_longest_runs_of_one_kind(entries: list
     expanded = [kind for first, end, kind in runs for _ in range(first, end)]
     assert expanded == [entry >> 48 for entry in entries[start:stop]]
     assert all(first < end for first, end, _ in runs)
-    assert all(a[1] == b[0] and a[2] != b[2] for a, b in zip(runs, runs[1:], strict=False))
+    assert all(a[1] == b[0] and a[2] != b[2] for a, b in pairwise(runs))
 
 
 def test_the_checksum_of_a_table_is_crc32c():

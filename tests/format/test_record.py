@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from construct import ConstructError
@@ -66,7 +67,9 @@ def test_a_built_record_is_what_the_layout_declares(record: NodeRecord):
     declared = layout.NodeRecord.parse(build(record))
     for name in NUMBERS:
         assert declared[name] == getattr(record, name)
-    assert pointer_fields(record.first_table) == {n: declared.first_table[n] for n in pointer_fields(record.first_table)}
+    assert pointer_fields(record.first_table) == {
+        n: declared.first_table[n] for n in pointer_fields(record.first_table)
+    }
     assert declared.name.rstrip(b"\0").decode() == record.name
     assert (declared.state, declared.flags, declared.target, declared.cursor) == (0, 0, 0, 0)
 
@@ -82,7 +85,7 @@ declared_fields = st.fixed_dictionaries(
 
 
 @given(declared_fields)
-def test_struct_reads_every_field_that_construct_builds(fields: dict):
+def test_struct_reads_every_field_that_construct_builds(fields: dict[str, Any]):
     found = raw(layout.NodeRecord.build(fields))
     for name in (*NUMBERS, *BYTES, "target", "cursor", "name"):
         assert getattr(found, name) == fields[name]
@@ -125,7 +128,14 @@ def test_a_free_slot_has_no_id():
 
 
 SOUND = NodeRecord(
-    id=7, kind=Kind.RO, name="mon", parent=3, origin=3, size_bytes=4096, created_ns=1, first_table=page_pointer(200, 1, 1)
+    id=7,
+    kind=Kind.RO,
+    name="mon",
+    parent=3,
+    origin=3,
+    size_bytes=4096,
+    created_ns=1,
+    first_table=page_pointer(200, 1, 1),
 )
 
 
@@ -169,7 +179,7 @@ SOUND = NodeRecord(
 )
 def test_a_record_with_one_bad_field_is_refused_and_named(field: str, value: object):
     found = raw(build(SOUND))._replace(**{field: value})
-    with pytest.raises(Corruption, match="^node 7"):
+    with pytest.raises(Corruption, match=r"^node 7"):
         parse(found, GEOMETRY)
 
 
@@ -196,8 +206,9 @@ def test_good_names_pass(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "-a", "_a", "a..b", "a b", "a/b", "a@b", "ä", "a\n", "a\0", "x" * 64, "\N{FULLWIDTH DIGIT ONE}"]
+    "name",
+    ["", ".", "..", "-a", "_a", "a..b", "a b", "a/b", "a@b", "ä", "a\n", "a\0", "x" * 64, "\N{FULLWIDTH DIGIT ONE}"],
 )
 def test_bad_names_are_refused_with_the_rule(name: str):
-    with pytest.raises(BadName, match="at most 63"):
+    with pytest.raises(BadName, match="bad name"):
         check_name(name)

@@ -13,6 +13,7 @@ import pytest
 from snapctl.engine.container import Container
 from snapctl.errors import IoFailure, Locked, NotAContainer, UnsupportedFormat
 from snapctl.format.checksum import crc32c
+from snapctl.format.layout import SUPERBLOCK_BYTES
 from snapctl.format.pointer import ABSENT, PAGE, PASS, ZERO, Pointer
 from snapctl.format.superblock import copy_offset
 from snapctl.services.check import Severity, check_backend, check_container

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from snapctl.engine.container import Container
+from snapctl.format.layout import SUPERBLOCK_BYTES
 from snapctl.format.superblock import copy_offset
 from snapctl.services.check import check_backend
 from snapctl.services.check.findings import Findings

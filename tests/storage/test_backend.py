@@ -119,7 +119,7 @@ def test_create_does_not_follow_a_dangling_link(path: Path):
 
 
 def test_create_in_a_missing_directory_says_so(path: Path):
-    with pytest.raises(IoFailure, match="cannot create .*No such file"):
+    with pytest.raises(IoFailure, match=r"cannot create .*No such file"):
         FileBackend.create(str(path / "deeper"))
 
 
@@ -135,14 +135,14 @@ def test_open_refuses_what_is_no_regular_file(path: Path):
         with pytest.raises(NotAContainer, match="is a directory"):
             FileBackend.open(str(path.parent), writable=writable)
         for other in (str(fifo), os.devnull):
-            with pytest.raises(SnapctlError, match="is a device, socket or pipe|cannot open") as caught:
+            with pytest.raises(SnapctlError, match=r"is a device, socket or pipe|cannot open") as caught:
                 FileBackend.open(other, writable=writable)
             assert isinstance(caught.value, NotAContainer), other
 
 
 def test_open_of_a_missing_file_says_so(path: Path):
     for writable, purpose in ((False, "reading"), (True, "writing")):
-        with pytest.raises(IoFailure, match=f"cannot open .* for {purpose}: No such file"):
+        with pytest.raises(IoFailure, match=rf"cannot open .* for {purpose}: No such file"):
             FileBackend.open(str(path), writable=writable)
     assert not path.exists()
 

@@ -1,14 +1,15 @@
 """A commit is all or nothing, whatever stops it (design invariants 2, 4 and 6).
 
 The container file is swapped for one in memory that stops, fails or refuses at each of its operations in turn; what it
-then holds is opened as after a crash. Every node has to hold what it held before the commit in flight, or every node what
-it holds after it.
+then holds is opened as after a crash. Every node has to hold what it held before the commit in flight, or every node
+what it holds after it.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -26,9 +27,11 @@ from snapctl.errors import (
     Truncated,
     UnsupportedFormat,
 )
-from snapctl.format import superblock
+from snapctl.format import layout, superblock
 from snapctl.format.geometry import SUPERBLOCK_AREA, Geometry
-from snapctl.format.superblock import COPIES, SLOTS, SUPERBLOCK_BYTES, Superblock, copy_offset
+from snapctl.format.layout import SUPERBLOCK_BYTES
+from snapctl.format.superblock import COPIES, SLOTS, Superblock, copy_offset
+from snapctl.services.check import check_backend
 from snapctl.storage.store import choose_superblocks, superblock_copies
 from tests.support.backends import (
     SECTOR,
@@ -62,8 +65,6 @@ def images(geometry: Geometry) -> list[bytes]:
 
 def assert_sound(image: bytes | bytearray) -> None:
     """Nothing is damaged and nothing is leaked."""
-    from snapctl.services.check import check_backend
-
     report = check_backend(MemoryBackend(image))
     assert report.exit_code == 0, report
 
@@ -78,6 +79,7 @@ class Stop:
     """One way to stop a step, and what the file held then."""
 
     def __init__(self, image: bytes, step: Step, stop_at: int, keep: int) -> None:
+        self.image = image
         self.backend = StoppingBackend(image, stop_at=stop_at, keep=lambda _length: keep)
         self.where = f"{step.name}, operation {stop_at}, {keep} bytes of it done"
         with pytest.raises(Stopped):
@@ -85,9 +87,9 @@ class Stop:
 
     @property
     def files(self) -> Iterator[bytes]:
-        """What may be found after the stop: all that was written, or only what was synced."""
+        """What may be found after the stop: all that was written, or only what was synced, if anything was."""
         yield bytes(self.backend.data)
-        if self.backend.durable != self.backend.data:
+        if self.backend.durable not in (self.backend.data, self.image):
             yield self.backend.durable
 
 
@@ -166,7 +168,10 @@ def test_a_commit_syncs_the_pages_before_the_superblock_and_the_superblock_befor
     recording = RecordingBackend(images(TINY)[1])
     workload(TINY)[1].run(recording)
     changes = [(method, offset) for method, offset, _ in recording.log if method in {"write", "sync"}]
-    kinds = ["sync" if method == "sync" else "superblock" if offset < SUPERBLOCK_AREA else "page" for method, offset in changes]
+    kinds = [
+        "sync" if method == "sync" else "superblock" if offset < SUPERBLOCK_AREA else "page"
+        for method, offset in changes
+    ]
     joined = [kind for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
     assert joined == ["superblock", "sync", "page", "sync", "superblock", "sync"]
 
@@ -278,8 +283,6 @@ def test_a_checksum_is_verified_before_a_transaction_number_is_believed():
 
 
 def superblock_offset(field: str) -> int:
-    from snapctl.format import layout
-
     at = 0
     for subcon in layout.Superblock.subcons:
         if subcon.name == field:
@@ -320,8 +323,6 @@ def rebuilt(image: bytes | bytearray, change: Callable[[Superblock], Superblock]
 
 
 def test_an_unknown_incompatible_feature_keeps_the_file_shut():
-    from dataclasses import replace
-
     image = rebuilt(images(TINY)[4], lambda found: replace(found, incompatible=1 << 5))
     for writable in (False, True):
         backend = MemoryBackend(image)
@@ -331,8 +332,6 @@ def test_an_unknown_incompatible_feature_keeps_the_file_shut():
 
 
 def test_an_unknown_read_only_compatible_feature_lets_readers_in_but_no_writer():
-    from dataclasses import replace
-
     image = rebuilt(images(TINY)[4], lambda found: replace(found, read_only_compatible=1))
     assert state_in(image) == state_in(images(TINY)[4])
     with pytest.raises(UnsupportedFormat, match="can be read but not written"):
@@ -340,8 +339,6 @@ def test_an_unknown_read_only_compatible_feature_lets_readers_in_but_no_writer()
 
 
 def test_an_unknown_compatible_feature_is_carried_along():
-    from dataclasses import replace
-
     backend = MemoryBackend(rebuilt(images(TINY)[4], lambda found: replace(found, compatible=1 << 63)))
     with Container.adopt(backend) as container:
         container["db"].write(0, b"x")
@@ -367,7 +364,9 @@ def test_after_every_commit_the_previous_one_is_still_whole(geometry: Geometry):
 
 
 changes = st.lists(
-    st.tuples(st.sampled_from(["write", "trim", "snapshot", "delete", "commit"]), st.integers(0, 39), st.integers(1, 9)),
+    st.tuples(
+        st.sampled_from(["write", "trim", "snapshot", "delete", "commit"]), st.integers(0, 39), st.integers(1, 9)
+    ),
     min_size=5,
     max_size=30,
 )
@@ -601,6 +600,17 @@ def test_a_container_at_its_capacity_fails_writes_but_no_snapshot_and_can_be_emp
 # Failure poisons
 
 
+USES: list[Callable[[Container], object]] = [
+    lambda c: c.commit(),
+    lambda c: c["db"].write(0, b"x"),
+    lambda c: c["db"].trim(0, 512),
+    lambda c: c["db"].read(0, 512),
+    lambda c: c.snapshot("db@z"),
+    lambda c: c.create_volume("z", 512),
+    lambda c: c.delete("dev", cascade=True),
+]
+
+
 def failing_at_every_operation() -> Iterator[tuple[int, FailingBackend, Container]]:
     for first in range(operations_of_a_commit("write", "sync", "extend")):
         backend, container, _ = prepared()
@@ -617,16 +627,9 @@ def test_a_failed_write_or_sync_in_a_commit_poisons_until_reopened():
             container.commit()
         assert not isinstance(caught.value, Poisoned), first
         written = bytes(backend.data)
-        for use in (
-            container.commit,
-            lambda: container["db"].write(0, b"x"),
-            lambda: container["db"].read(0, 512),
-            lambda: container.snapshot("db@z"),
-            lambda: container.create_volume("z", 512),
-            lambda: container.delete("dev", cascade=True),
-        ):
+        for use in USES:
             with pytest.raises(Poisoned, match="reopen"):
-                use()
+                use(container)
         assert backend.data == written, "a poisoned container was written to"
         assert state_in(backend.data) in (old, new), first
         assert_sound(backend.data)
