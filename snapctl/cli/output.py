@@ -171,6 +171,14 @@ def complain(message: str, *, traceback: bool = False, after_echo: bool = False)
         return  # nobody is left to tell; the exit code still does
 
 
+def confirmed(question: str) -> bool:
+    """Ask a person, if there is one at the terminal; True if there is none, False if the input ends."""
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+        return True
+    print(printable(question), "[y/N]", end=" ", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
 def flush() -> None:
     """Hand what was printed to the system; raises as `emit` does."""
     if sys.stdout is None:

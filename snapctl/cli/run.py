@@ -67,9 +67,6 @@ def _guarded(arguments: Sequence[str], settings: Settings) -> int:
     except click.ClickException as error:
         output.complain(_usage_line(error), traceback=settings.debug)
         return error.exit_code
-    except click.Abort:
-        output.complain("no answer; nothing was changed")
-        return _FAILED
     except Exception as error:  # noqa: BLE001 the last resort
         advice = "" if settings.debug else " and rerun with --debug for a traceback"
         output.complain(

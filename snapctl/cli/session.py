@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -88,7 +87,7 @@ def settle(container: Container, question: str, *, dry_run: bool, yes: bool) -> 
 
     Args:
         container: with the change made and not committed.
-        question: what is about to be done, without a question mark; asked only when a person can answer.
+        question: what is about to be done, without a question mark.
         dry_run: only measure.
         yes: do not ask.
 
@@ -99,10 +98,6 @@ def settle(container: Container, question: str, *, dry_run: bool, yes: bool) -> 
     if dry_run:
         container.abort()
         return Outcome(applied=False, freed_bytes=freed_bytes)
-    if not yes and output.is_terminal(sys.stdin) and output.is_terminal(sys.stderr):
-        import typer
-
-        prompt = f"{output.printable(question)} (frees {format_size(freed_bytes)})?"
-        if not typer.confirm(prompt, err=True):
-            raise SnapctlError("not confirmed; nothing was changed")
+    if not yes and not output.confirmed(f"{question} (frees {format_size(max(0, freed_bytes))})?"):
+        raise SnapctlError("not confirmed; nothing was changed")
     return Outcome(applied=True, freed_bytes=freed_bytes)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from snapctl.engine import reading, writing
 from snapctl.engine.model import Cow, Extent, Kind
-from snapctl.errors import NodeNotFound, OutOfRange, ReadOnlyNode
+from snapctl.errors import Corruption, NodeNotFound, OutOfRange, ReadOnlyNode
 from snapctl.format.pointer import Pointer
 from snapctl.format.record import NodeRecord
 from snapctl.storage.backend import Buffer
@@ -47,6 +47,8 @@ class Node:
         """Its record as the open transaction has it, except the first table, which is known once it is written."""
         if self.is_gone:
             raise NodeNotFound(f"{self._record.name} has been deleted")
+        if self.own_blocks < 0:
+            raise Corruption(f"{self.name} gave up more blocks than its record says it owns; run check", node=self.name)
         return replace(self._record, own_blocks=self.own_blocks, first_table=self.tree_pointer)
 
     @property

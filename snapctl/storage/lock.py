@@ -54,14 +54,19 @@ def _locked(fd: int, path: str, wait_seconds: float) -> Locked:
 
 def _holders(fd: int) -> list[str]:
     """Who holds a `flock` on the file, read from /proc/locks where there is one."""
-    inode = os.fstat(fd).st_ino
+    status = os.fstat(fd)
     try:
         with open("/proc/locks", encoding="ascii") as table:
             rows = [line.split() for line in table]
     except OSError:
         return []
-    found = {row[4] for row in rows if len(row) > 5 and row[1] == "FLOCK" and row[5].endswith(f":{inode}")}
-    return [f"pid {pid} ({_command(pid)})" for pid in sorted(found, key=int)]
+    locks = [(row[4], row[5]) for row in rows if len(row) > 5 and row[1] == "FLOCK"]
+    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    # On btrfs and the like the table shows another device than stat, so the inode has to do if nothing else matches.
+    pids = {pid for pid, where in locks if where == file} or {
+        pid for pid, where in locks if where.endswith(f":{status.st_ino}")
+    }
+    return [f"pid {pid} ({_command(pid)})" for pid in sorted(pids, key=int)]
 
 
 def _command(pid: str) -> str:

@@ -170,6 +170,7 @@ def on_terminal(*arguments: object, typed: str | None = None, **options: Any) ->
     """Run one command on a terminal, answering its question if there is one to answer."""
     terminal = Terminal(command_line(*arguments), **options)
     if typed is not None:
-        terminal.expect("[y/N]")
+        terminal.expect("[y/N] ")
+        terminal.expect_more(0.2)
         terminal.type(typed)
     return terminal.close()
