@@ -15,8 +15,10 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         print(f"snapctl {__version__}")
         return
-    from snapctl.cli.run import run
-
+    try:
+        from snapctl.cli.run import run
+    except KeyboardInterrupt:  # too early for the handlers that `run` installs
+        sys.exit(130)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -16,6 +16,7 @@ from typer.core import TyperGroup, TyperOption
 
 from snapctl import __version__
 from snapctl.cli import output
+from snapctl.cli.settings import Settings
 
 COMMANDS = {
     "init": "create",
@@ -36,17 +37,6 @@ COMMANDS = {
     "check": "check",
 }
 """Every command and the module of this package whose `commands` defines it, in the order of the help."""
-
-
-class Settings:
-    """What the options of the program itself decide.
-
-    Attributes:
-        debug: print tracebacks with errors.
-    """
-
-    def __init__(self) -> None:
-        self.debug = False
 
 
 class LazyGroup(TyperGroup):

@@ -50,12 +50,17 @@ def _complete(incomplete: str, names: Callable[[Container], Iterator[Candidate]]
     split = split_at_file(os.path.expanduser(incomplete))
     if split is not None and incomplete.endswith("/" + split[1]):
         typed = incomplete[: len(incomplete) - len(split[1])]
-        return [(typed + name, about) for name, about in _names(split[0], names) if name.startswith(split[1])]
+        return [(typed + name, about) for name, about in _names(split[0], names) if _goes_on(name, split[1])]
     found = list(_files(incomplete, behind_container="/"))
     default = os.environ.get(VARIABLE)
     if default and "/" not in incomplete:
-        found += [candidate for candidate in _names(default, names) if candidate[0].startswith(incomplete)]
+        found += [candidate for candidate in _names(default, names) if _goes_on(candidate[0], incomplete)]
     return found
+
+
+def _goes_on(name: str, incomplete: str) -> bool:
+    """Tell whether a name begins as typed; ``db@`` itself is no candidate once it is there."""
+    return name.startswith(incomplete) and not (name == incomplete and name.endswith("@"))
 
 
 def _files(incomplete: str, *, behind_container: str) -> Iterator[Candidate]:

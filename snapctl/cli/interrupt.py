@@ -43,6 +43,12 @@ def install() -> None:
             signal.signal(signal_no, _raise_interrupted)
 
 
+def ignore() -> None:
+    """Ignore the signals from now on: whatever the command does has been done."""
+    for signal_no in _SIGNALS:
+        signal.signal(signal_no, signal.SIG_IGN)
+
+
 @contextmanager
 def until_committing() -> Iterator[Callable[[], None]]:
     """Let signals interrupt the block only until it calls the yielded function, just before its commit.
@@ -54,8 +60,7 @@ def until_committing() -> Iterator[Callable[[], None]]:
 
     def begin_commit() -> None:
         nonlocal committing
-        for signal_no in _SIGNALS:
-            signal.signal(signal_no, signal.SIG_IGN)
+        ignore()
         committing = True
 
     previous = [(signal_no, signal.getsignal(signal_no)) for signal_no in _SIGNALS]

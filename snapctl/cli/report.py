@@ -63,8 +63,12 @@ def node_details(node: Node) -> Fields:
         **node_fields(node),
         "cow": node.cow.value,
         "snapshots": [snapshot.name for snapshot in node.snapshots],
-        "clones": [child.name for child in node.children if child.kind.value == "rw"],
+        "clones": _clone_names(node),
     }
+
+
+def _clone_names(node: Node) -> list[str]:
+    return [child.name for child in node.children if child.kind.value == "rw"]
 
 
 def container_lines(container: Container) -> list[tuple[str, str]]:
@@ -87,7 +91,6 @@ def container_lines(container: Container) -> list[tuple[str, str]]:
 
 def node_lines(node: Node, now: datetime) -> list[tuple[str, str]]:
     """Describe a node for people: names and values."""
-    details = node_details(node)
     kinds = {"base": "base volume", "ro": "read-only snapshot", "rw": "read-write snapshot"}
     lines = [
         ("name", node.name),
@@ -99,10 +102,8 @@ def node_lines(node: Node, now: datetime) -> list[tuple[str, str]]:
         ("origin", node.origin.name if node.origin else "-"),
         ("cow", node.cow.value),
     ]
-    for name in ("snapshots", "clones"):
-        names = details[name]
-        if isinstance(names, list) and names:
-            lines.append((name, ", ".join(names)))
+    relatives = {"snapshots": [snapshot.name for snapshot in node.snapshots], "clones": _clone_names(node)}
+    lines += [(what, ", ".join(names)) for what, names in relatives.items() if names]
     return lines
 
 

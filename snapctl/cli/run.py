@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from snapctl.cli import interrupt, output
+from snapctl.cli.settings import Settings
 from snapctl.errors import SnapctlError, UsageError
 
 if TYPE_CHECKING:
     from click import ClickException
-
-    from snapctl.cli.app import Settings
 
 PROGRAM = "snapctl"
 COMPLETION_VARIABLE = "_SNAPCTL_COMPLETE"
@@ -37,16 +36,15 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    interrupt.install()
-    output.make_encodable()
-    from snapctl.cli.app import Settings
-
-    settings = Settings()
     try:
-        return _guarded(arguments, settings)
+        interrupt.install()
+        output.make_encodable()
+        return _guarded(arguments, Settings())
     except interrupt.Interrupted as interrupted:
         output.complain(str(interrupted), after_echo=True)
         return 128 + interrupted.signal_no
+    finally:
+        interrupt.ignore()
 
 
 def _guarded(arguments: Sequence[str], settings: Settings) -> int:

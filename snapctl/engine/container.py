@@ -96,6 +96,12 @@ class Container(Session):
         """Open what stands in a file of any backend, which its owner locks; raises as `open`."""
         return cls(Store.adopt(backend, writable=writable))
 
+    def destroy(self) -> None:
+        """Unlink the file of a container that was made for nothing, while its lock keeps everybody else out."""
+        backend = self._store.pages.backend
+        if isinstance(backend, FileBackend):
+            backend.remove()
+
     def __enter__(self) -> Self:
         return self
 

@@ -8,11 +8,12 @@ RO snapshot.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from snapctl.engine.handover import Handover
 from snapctl.engine.model import Kind
-from snapctl.errors import HasDependents
+from snapctl.errors import Corruption, HasDependents
 from snapctl.format.pointer import PASS_WORD, ZERO_WORD
 
 if TYPE_CHECKING:
@@ -38,21 +39,24 @@ def plan(nodes: list[Node], *, cascade: bool) -> list[Node]:
     """
     wanted = {node.id for node in nodes}
     order: dict[int, Node] = {}
+    begun: set[int] = set()
     pending = [(node, False) for node in sorted(nodes, key=lambda node: node.id, reverse=True)]
     while pending:
         node, is_ready = pending.pop()
-        if node.id in order:
-            continue
         if is_ready:
             order[node.id] = node
+        if node.id in order:
             continue
+        if node.id in begun:
+            raise Corruption(f"{node.name} descends from itself; run check", node=node.name)
+        begun.add(node.id)
         below = dependents(node)
         in_the_way = [child for child in below if child.id not in wanted]
         if in_the_way and not cascade:
-            if below == in_the_way and heir_by_take_over(node) is not None:
-                below = []
-            else:
+            # Only a snapshot deleted by itself: what goes with it may be what the clone would hang from.
+            if len(wanted) > 1 or heir_by_take_over(node) is None:
                 raise _refusal(node, in_the_way)
+            below = []
         pending.append((node, True))
         pending.extend((child, False) for child in reversed(below))
     return list(order.values())
@@ -83,23 +87,23 @@ def delete(node: Node) -> None:
     """Delete one node in the order of `plan`.
 
     Raises:
-        HasDependents: something descends from it all the same, since a clone took over a snapshot deleted before it.
         Corruption: its tables cannot be read.
+        NoSpace: tables had to be written out and there is no room.
     """
     container = node.container
-    pass_word = PASS_WORD
-    heir = container.older_snapshot(node) if node.kind is Kind.RO else None
-    if below := dependents(node):
-        heir, pass_word = heir_by_take_over(node), ZERO_WORD
+    container.space.may_use_reserve = True
+    heir, pass_word = None, PASS_WORD
+    if node.kind is Kind.RO:
+        heir = container.older_snapshot(node)
         if heir is None:
-            raise _refusal(node, below)
+            heir, pass_word = heir_by_take_over(node), ZERO_WORD
     owned = node.own_blocks
     handover = Handover(
         giver=node.tree,
         heir=heir.tree if heir else None,
         space=container.space,
         block_units=container.geometry.block_units,
-        relieve=container.relieve,
+        relieve=partial(container.relieve, may_write=True),
         pass_word=pass_word,
     )
     handover.run(0, node.tree.capacity)

@@ -45,8 +45,7 @@ class Node:
     @property
     def record(self) -> NodeRecord:
         """Its record as the open transaction has it, except the first table, which is known once it is written."""
-        if self.is_gone:
-            raise NodeNotFound(f"{self._record.name} has been deleted")
+        self._check_there()
         if self.own_blocks < 0:
             raise Corruption(f"{self.name} gave up more blocks than its record says it owns; run check", node=self.name)
         return replace(self._record, own_blocks=self.own_blocks, first_table=self.tree_pointer)
@@ -139,12 +138,13 @@ class Node:
         """Give a new node its empty first table (claim 5)."""
         self._tree = self.container.open_tree(self.name, None)
 
-    def relieve(self) -> None:
-        """Forget its tables, writing out changed ones below the first."""
+    def relieve(self, *, may_write: bool) -> None:
+        """Forget its tables, or write out and forget changed ones below the first if `may_write`."""
         if self._tree is None:
             return
         if self._tree.changed:
-            self._tree.spill()
+            if may_write:
+                self._tree.spill()
         elif self._tree.pointer == self._record.first_table:
             self._tree = None
 
@@ -242,8 +242,7 @@ class Node:
             ReadOnlyNode: an RO snapshot, or a container opened for reading.
         """
         self.container.check_writable()
-        if self.is_gone:
-            raise NodeNotFound(f"{self._record.name} has been deleted")
+        self._check_there()
         if self.kind is Kind.RO:
             raise ReadOnlyNode(f"{self.name} is a read-only snapshot; clone it and write to the clone")
 
@@ -254,9 +253,12 @@ class Node:
             OutOfRange: it does not.
         """
         self.container.check_whole()
-        if self.is_gone:
-            raise NodeNotFound(f"{self._record.name} has been deleted")
+        self._check_there()
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
             raise OutOfRange(
                 f"bytes {offset} to {offset + length} do not lie inside {self.name}, which has {self.size_bytes}"
             )
+
+    def _check_there(self) -> None:
+        if self.is_gone:
+            raise NodeNotFound(f"{self._record.name} has been deleted")

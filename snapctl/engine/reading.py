@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from snapctl.engine.node import Node
 
+_WINDOW_LEAVES = 256
+"""Leaves that a walk over extents may hold in memory."""
+
 
 class Piece(NamedTuple):
     """A range of blocks that is found in one place.
@@ -49,7 +52,7 @@ def read_into(node: Node, offset: int, buffer: memoryview) -> None:
     step = node.container.geometry.fanout * block_size
     done = 0
     while done < len(buffer):
-        node.container.relieve()
+        node.container.relieve(may_write=False)
         position = offset + done
         head = position % block_size
         length = min(len(buffer) - done, step - position % step)
@@ -96,7 +99,7 @@ def extents(node: Node, offset: int, length: int) -> Iterator[Extent]:
     size = node.container.block_size
     end = offset + length
     begin, was_zero = offset, True
-    for piece in resolve(node, offset // size, -(-end // size)):
+    for piece in _resolve_by_windows(node, offset // size, -(-end // size)):
         is_zero = piece.kind == ZERO
         start = max(offset, piece.start * size)
         if is_zero != was_zero:
@@ -105,6 +108,14 @@ def extents(node: Node, offset: int, length: int) -> Iterator[Extent]:
             begin, was_zero = start, is_zero
     if end > begin:
         yield Extent(begin, end - begin, was_zero)
+
+
+def _resolve_by_windows(node: Node, start: int, stop: int) -> Iterator[Piece]:
+    """As `resolve`, in parts between which the tables that were read can be forgotten."""
+    step = _WINDOW_LEAVES * node.container.geometry.fanout
+    for first in range(start, stop, step):
+        node.container.relieve(may_write=False)
+        yield from resolve(node, first, min(stop, first + step))
 
 
 def resolve(node: Node, start: int, stop: int) -> Iterator[Piece]:
@@ -149,6 +160,7 @@ def _look_up(piece: Piece) -> Iterator[Piece]:
 def _entries(piece: Piece) -> Iterator[Piece]:
     node, limit = piece.owner, piece.limit_bytes
     fanout = node.container.geometry.fanout
+    end_block = node.container.geometry.blocks(limit)
     for first, end, leaf, word0 in node.tree.spans(piece.start, piece.stop):
         base = first - first % fanout
         runs = (
@@ -158,10 +170,13 @@ def _entries(piece: Piece) -> Iterator[Piece]:
         )
         for i, j, kind in runs:
             start, stop = base + i, base + j
-            if kind == PAGE and leaf is not None:
-                yield Piece(start, stop, PAGE, limit, node, leaf.words, 0)
-            elif kind in (ZERO, LOST):
-                yield Piece(start, stop, kind, limit, node, None, 0)
+            if kind == ZERO or start >= end_block:
+                yield Piece(start, stop, ZERO, limit, node, None, 0)
+            elif (kind == PAGE and leaf is not None) or kind == LOST:
+                visible = min(stop, end_block)
+                yield Piece(start, visible, kind, limit, node, leaf.words if kind == PAGE and leaf else None, 0)
+                if visible < stop:
+                    yield Piece(visible, stop, ZERO, limit, node, None, 0)
             elif kind == ABSENT:
                 yield _hop(start, stop, piece, node.parent)
             elif kind == PASS:

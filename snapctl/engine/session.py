@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from snapctl.engine.model import Cow, Kind
 from snapctl.engine.node import Node
 from snapctl.engine.snapshot_list import SnapshotList
-from snapctl.errors import Corruption, SnapctlError
+from snapctl.errors import Corruption, NoSpace, SnapctlError
 from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import VOLUME_DEPTH, Geometry
 from snapctl.format.pointer import Pointer
@@ -136,8 +136,9 @@ class Session:
         Raises:
             NoSpace: it could not be committed.
         """
-        self._place()
-        self._store.space.place()
+        with self._retriable():
+            self._place()
+            self._store.space.place()
         return self._store.space.used * self._geometry.unit
 
     def commit(self) -> None:
@@ -150,29 +151,40 @@ class Session:
         self.check_writable()
         if not self._is_changed:
             return
-        self._place()
-        for node in list(self._nodes.values()):
-            if node.id in self._list:
+        with self._retriable():
+            self._place()
+            for node in self._nodes.values():
                 if node.tables_changed:
                     node.tree.write()
                 if node.id in self._changed:
                     self._list.put(node.record)
-        self._store.commit(self._list.write(), self._list.next_id, len(self._list))
-        self._list.committed()
-        for node in self._nodes.values():
-            node.committed(self.transaction)
-        self._changed.clear()
-        self._is_changed = False
+            self._store.commit(self._list.write(), self._list.next_id, len(self._list))
+            self._list.committed()
+            for node in self._nodes.values():
+                node.committed(self.transaction)
+            self._changed.clear()
+            self._removed.clear()
+            self._is_changed = False
 
     def abort(self) -> None:
-        """Give up the open transaction: everything is again as of the last commit."""
+        """Give up the open transaction: everything is again as of the last commit.
+
+        Raises:
+            Poisoned: a write or sync failed; the container has to be reopened.
+            IoFailure: the system refuses to read.
+        """
+        self._store.pages.check_usable()
         if self._is_changed or self._is_broken:
             self._store.reset()
-            self._begin(self._nodes)
+            self._begin({**self._nodes, **self._removed})
 
     def close(self) -> None:
-        """Close the file and let go of the lock, giving up what was not committed."""
-        self._store.pages.backend.close()
+        """Close the file and let go of the lock, giving up what was not committed and the room that it took."""
+        try:
+            if (self._is_changed or self._is_broken) and self._store.pages.is_usable:
+                self._store.discard()
+        finally:
+            self._store.pages.backend.close()
 
     def let_writers_in(self, wait_seconds: float) -> None:
         """In the middle of a long read, let go of the lock for a moment and take up what was committed meanwhile.
@@ -180,12 +192,17 @@ class Session:
         Nodes deleted meanwhile are gone; those that remain can be used as before.
 
         Raises:
-            Locked: others held it for longer than `wait_seconds`.
+            Locked: others held it for longer than `wait_seconds`; the container is closed, lest it be read unlocked.
+            Corruption: what was committed meanwhile cannot be read.
         """
         backend = self._store.pages.backend
         if self.writable or not isinstance(backend, FileBackend):
             return
-        lock.pause(backend.fd, backend.path, wait_seconds=wait_seconds)
+        try:
+            lock.pause(backend.fd, backend.path, wait_seconds=wait_seconds)
+        except BaseException:
+            backend.close()
+            raise
         store = Store.adopt(backend, writable=False)
         if store.superblock != self._store.superblock:
             self._store = store
@@ -222,6 +239,17 @@ class Session:
             self._is_broken = True
             raise
 
+    @contextmanager
+    def _retriable(self) -> Iterator[None]:
+        """Around a commit: after a lack of space it can be tried again, any other failure breaks the transaction."""
+        try:
+            yield
+        except NoSpace:
+            raise
+        except BaseException:
+            self._is_broken = True
+            raise
+
     def note_change(self, node: Node) -> None:
         """Take note that a node's tables or block count changed, which its record tells at the commit."""
         self._changed.add(node.id)
@@ -253,15 +281,20 @@ class Session:
         """Drop the record of a node whose tables have been given up."""
         self._list.remove(node.id)
         self._changed.discard(node.id)
-        del self._nodes[node.id]
+        self._removed[node.id] = self._nodes.pop(node.id)
         node.is_gone = True
 
-    def relieve(self) -> None:
-        """Bound the memory that tables take; called where no caller holds on to a table but the first of a tree."""
+    def relieve(self, *, may_write: bool) -> None:
+        """Bound the memory that tables take; called where no caller holds on to a table but the first of a tree.
+
+        Args:
+            may_write: write changed tables out; else only unchanged trees are forgotten, as a read must not fail for
+                lack of space.
+        """
         if self._store.pages.resident_tables < self.most_resident_tables:
             return
         for node in self._nodes.values():
-            node.relieve()
+            node.relieve(may_write=may_write)
         self._store.pages.resident_tables = 0
 
     def open_tree(self, what: str, pointer: Pointer | None) -> TableTree:
@@ -272,6 +305,7 @@ class Session:
         """Take up the state of the last commit; nodes that callers hold take it up as well."""
         self._list = SnapshotList(self._store)
         self._nodes: dict[int, Node] = {}
+        self._removed: dict[int, Node] = {}
         self._changed: set[int] = set()
         self._is_changed = False
         self._is_broken = False

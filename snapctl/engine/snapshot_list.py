@@ -179,6 +179,9 @@ class SnapshotList:
                     continue
                 page = self._store.pages.read(word0, word1, table_size, "snapshot list: records")
                 self._pages[index] = page
+                if not any(page):
+                    # No commit leaves such a page; many pointers to one would cost memory without end.
+                    raise Corruption("a page of the snapshot list holds no record; run check")
                 for slot, key in enumerate(scan_keys(page), index * per_page):
                     if key[0]:
                         if key[0] in self._slots:
@@ -186,6 +189,8 @@ class SnapshotList:
                         self._slots[key[0]] = slot
                         self._index(*key)
         self._used_slots.update(self._slots.values())
+        if max(self._slots, default=0) >= self.next_id:
+            raise Corruption("a node's id is not below the next one to be given; run check")
         if len(self._slots) != self._store.superblock.node_count:
             raise Corruption(
                 f"the snapshot list holds {len(self._slots)} nodes, its superblock says "

@@ -7,6 +7,7 @@ goes to the file a leaf of blocks at a time, in as few calls as its pages allow.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from snapctl.engine import reading
@@ -64,6 +65,7 @@ def trim(node: Node, offset: int, length: int) -> None:
     if start > stop:  # inside one block
         _zero(node, offset, end)
         return
+    node.container.space.may_use_reserve = True
     _zero(node, offset, min(end, start * block_size))
     _zero(node, stop * block_size, end)
     _trim_blocks(node, start, stop)
@@ -91,6 +93,7 @@ def resize(node: Node, size_bytes: int) -> None:
     if smaller == larger:
         return
     if size_bytes < old or node.kind is Kind.RW:
+        node.container.space.may_use_reserve = True
         # Every block of the tail, mapped or not, and the last block's bytes beyond the end: whoever grows over them
         # later, or reads them through here, finds zeros.
         _trim_blocks(node, geometry.blocks(smaller), geometry.blocks(larger))
@@ -128,7 +131,7 @@ def _trim_blocks(node: Node, start: int, stop: int) -> None:
         heir=heir.tree if heir else None,
         space=container.space,
         block_units=container.geometry.block_units,
-        relieve=container.relieve,
+        relieve=partial(container.relieve, may_write=True),
         absent_word=PASS_WORD,
         rest_word=_hole_word(node),
     )
@@ -145,7 +148,7 @@ def _write_blocks(node: Node, start: int, data: memoryview) -> None:
     size, fanout = node.container.block_size, node.container.geometry.fanout
     done = 0
     while done < len(data):
-        node.container.relieve()
+        node.container.relieve(may_write=True)
         block_no = start + done // size
         length = min(len(data) - done, (fanout - block_no % fanout) * size)
         _write_leaf(node, block_no, data[done : done + length])
@@ -217,7 +220,12 @@ def _preserve(node: Node, heir: Node, leaf: Table, heir_leaf: Table, shift: int,
 
 
 def _copy(node: Node, words: array[int], inherits: array[int], entries: list[int]) -> None:
-    """Claim 5 to the letter: bring the original to a new data block of the snapshot."""
+    """Claim 5 to the letter: bring the original to a new data block of the snapshot.
+
+    Raises:
+        NoSpace: no room for the copies.
+        Corruption: an original is damaged.
+    """
     container = node.container
     geometry = container.geometry
     targets = container.space.allocate_data(geometry.block_units, len(entries)) if entries else []

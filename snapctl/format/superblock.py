@@ -24,6 +24,7 @@ COPIES = 2
 _COPY_DISTANCE = 32 * 1024
 KNOWN_READ_ONLY_COMPATIBLE = 0
 KNOWN_INCOMPATIBLE = 0
+_LARGEST_NUMBER = 1 << 63
 _CHECKSUM_AT = SUPERBLOCK_BYTES - 4
 
 
@@ -106,7 +107,7 @@ def parse(page: bytes) -> Superblock:
         read_only_compatible=raw.read_only_compatible,
         incompatible=raw.incompatible,
     )
-    _check_bounds(found)
+    check_bounds(found)
     return found
 
 
@@ -151,13 +152,19 @@ def _pointer(raw: layout.Pointer) -> Pointer:
     return Pointer(raw.page_no | raw.kind << KIND_SHIFT, raw.checksum | raw.birth << BIRTH_SHIFT)
 
 
-def _check_bounds(found: Superblock) -> None:
+def check_bounds(found: Superblock) -> None:
+    """Refuse numbers that contradict each other, read from disk or about to be written.
+
+    Raises:
+        Corruption: they do.
+    """
     geometry = found.geometry
     sane = (
         geometry.first_page <= found.pages_used <= found.pages_total <= geometry.max_units
         and found.pages_limit <= geometry.max_units
         and found.node_count < found.next_node_id
-        and found.transaction > 0
+        and 0 < found.transaction < _LARGEST_NUMBER
+        and found.next_node_id < _LARGEST_NUMBER
         and found.snapshot_list.kind == PAGE
         and found.space_map.kind == PAGE
     )

@@ -51,8 +51,14 @@ class Backend(Protocol):
     def extend(self, size: int) -> None:
         """Make the file at least `size` bytes long."""
 
+    def truncate(self, size: int) -> None:
+        """Make the file at most `size` bytes long."""
+
     def punch(self, offset: int, length: int) -> None:
-        """Give a range back to the file system where that is possible; its bytes are undefined afterwards."""
+        """Give a range back to the file system if it can take it, which is no failure otherwise.
+
+        The bytes of the range are undefined afterwards.
+        """
 
     def close(self) -> None:
         """Close the file, which releases its lock."""
@@ -105,8 +111,16 @@ class FileBackend:
         return cls(path, fd)
 
     def remove(self) -> None:
-        """Unlink the file that `create` made when the container could not be finished."""
-        os.unlink(self.path)
+        """Unlink the file, which the caller has locked, unless its name has become another file's."""
+        if self.is_named():
+            os.unlink(self.path)
+
+    def is_named(self) -> bool:
+        """Whether the path still leads to this file; another process may have replaced or removed it."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self.fd))
+        except FileNotFoundError:
+            return False
 
     def sync_directory(self) -> None:
         """Make the file's name durable."""
@@ -165,29 +179,36 @@ class FileBackend:
     def extend(self, size: int) -> None:
         """See `Backend`."""
         if self.size() < size:
-            try:
-                os.ftruncate(self.fd, size)
-            except OSError as error:
-                raise self._failure("extend", error) from error
+            self._set_size(size, "extend")
+
+    def truncate(self, size: int) -> None:
+        """See `Backend`."""
+        if self.size() > size:
+            self._set_size(size, "truncate")
 
     def punch(self, offset: int, length: int) -> None:
-        """See `Backend`; a file system that cannot do it keeps the room for reuse."""
+        """See `Backend`; room that stays allocated is there for reuse."""
         if not sys.platform.startswith("linux"):
             return
         import ctypes
 
         libc = ctypes.CDLL(None, use_errno=True)
         libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-        if libc.fallocate(self.fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) != 0:
-            code = ctypes.get_errno()
-            if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
-                raise IoFailure(f"cannot punch a hole in {self.path}: {os.strerror(code)}")
+        while libc.fallocate(self.fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) != 0:
+            if ctypes.get_errno() != errno.EINTR:
+                return
 
     def close(self) -> None:
         """See `Backend`."""
         fd, self.fd = self.fd, _CLOSED
         if fd != _CLOSED:
             os.close(fd)
+
+    def _set_size(self, size: int, what: str) -> None:
+        try:
+            os.ftruncate(self.fd, size)
+        except OSError as error:
+            raise self._failure(what, error) from error
 
     def _failure(self, what: str, error: OSError) -> SnapctlError:
         return _translate(error, f"cannot {what} {self.path}")

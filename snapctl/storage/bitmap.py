@@ -36,6 +36,12 @@ def clear_bits(bitmap: bytearray, start: int, count: int) -> None:
     bitmap[first:stop] = (chunk ^ mask).to_bytes(stop - first, "little")
 
 
+def count_bits(bitmap: bytes | bytearray, start: int, count: int) -> int:
+    """How many of a run of bits are set."""
+    first, stop, mask = _span(start, count)
+    return (int.from_bytes(bitmap[first:stop], "little") & mask).bit_count()
+
+
 def clear_runs(bits: int, length: int) -> list[tuple[int, int]]:
     """The runs of clear bits among the lowest `length`, as (start, count) in order."""
     return _runs(_CLEAR_RUN, bits, length)

@@ -7,9 +7,10 @@ cache may hold what the disk does not; a lack of space is no such failure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
-from snapctl.errors import Corruption, IoFailure, Poisoned
+from snapctl.errors import Corruption, IoFailure, NoSpace, Poisoned
 from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import Geometry
 from snapctl.format.layout import SUPERBLOCK_BYTES
@@ -38,6 +39,11 @@ class PageFile:
         self._adopted = adopted
         self.resident_tables = 0
         self._failure: str | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether no write or sync failed so far."""
+        return self._failure is None
 
     def check_usable(self) -> None:
         """Refuse to go on after a failure.
@@ -107,7 +113,7 @@ class PageFile:
         try:
             self.backend.write(page_no * self.geometry.unit, buffers)
         except IoFailure as error:
-            self._poison(error)
+            self._failure = str(error)
             raise
 
     def write_pages(self, pages: Iterable[tuple[int, bytes]]) -> None:
@@ -137,49 +143,49 @@ class PageFile:
             IoFailure: any refusal, a lack of space included, since one copy may be written; it poisons.
         """
         self._begin_writing()
-        try:
+        with self.poisoned_by_failure():
             for copy in range(COPIES):
                 self.backend.write(copy_offset(slot, copy), [page])
-        except Exception as error:
-            self._poison(error)
-            raise
 
     def sync(self) -> None:
         """Make all that was written durable.
 
         Raises:
-            IoFailure: the system refuses, which poisons.
+            NoSpace: the file cannot be made long enough; the container stays usable.
+            IoFailure: the system refuses, a lack of space found this late included, which poisons.
         """
         self.check_usable()
-        try:
-            self.backend.extend(self.end_page * self.geometry.unit)
+        self.backend.extend(self.end_page * self.geometry.unit)
+        with self.poisoned_by_failure():
             self.backend.sync()
-        except Exception as error:
-            self._poison(error)
-            raise
 
     def punch(self, page_no: int, units: int) -> None:
-        """Give the room of free pages back to the file system.
+        """Give the room of free pages back to the file system, where it can take it."""
+        self.check_usable()
+        self.backend.punch(page_no * self.geometry.unit, units * self.geometry.unit)
+
+    @contextmanager
+    def poisoned_by_failure(self) -> Iterator[None]:
+        """Around what must not be left half done: any exception makes the open container unusable.
 
         Raises:
-            IoFailure: the system refuses, which poisons.
+            IoFailure: in the place of NoSpace, after which the caller could not go on either.
         """
-        self.check_usable()
         try:
-            self.backend.punch(page_no * self.geometry.unit, units * self.geometry.unit)
-        except IoFailure as error:
-            self._poison(error)
+            yield
+        except BaseException as error:
+            self._failure = str(error) or type(error).__name__
+            if isinstance(error, NoSpace):
+                raise IoFailure(str(error)) from error
             raise
 
     def _begin_writing(self) -> None:
         self.check_usable()
         if self._adopted is not None:
-            adopted, self._adopted = self._adopted, None
-            self.write_superblock(*adopted)
-            self.sync()
-
-    def _poison(self, error: Exception) -> None:
-        self._failure = str(error)
+            (slot, page), self._adopted = self._adopted, None
+            with self.poisoned_by_failure():
+                self.write_superblock(slot, page)
+                self.sync()
 
 
 def read_superblock_copy(backend: Backend, slot: int, copy: int) -> bytes:

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from snapctl.errors import Corruption, NoSpace
 from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import INDEX_DEPTH
 from snapctl.format.pointer import BIRTH_SHIFT, NOWHERE, PAGE, PAGE_MASK, Pointer, page_pointer
 from snapctl.format.superblock import Superblock
-from snapctl.storage.bitmap import clear_bits, clear_runs, set_bits, set_runs
+from snapctl.storage.bitmap import clear_bits, clear_runs, count_bits, set_bits, set_runs
 from snapctl.storage.pages import PageFile
 from snapctl.storage.tabletree import Table, TableTree
 from snapctl.units import format_size
@@ -30,7 +31,7 @@ from snapctl.units import format_size
 _PUNCH_BYTES = 1 << 20
 """Runs at least as long are given back to the file system."""
 _RESERVE_TABLES = 256
-"""Table pages that data may not use up, so that deleting still works in a container at its capacity."""
+"""Table pages kept for transactions that give room back, so that deleting works in a container at its capacity."""
 
 
 @dataclass(slots=True)
@@ -77,49 +78,36 @@ class SpaceMap:
     Attributes:
         used: units in use in the open transaction, the superblock area among them.
         pending: pages of the map itself that are free as soon as the change under way is done.
+        may_use_reserve: whether tables may use up the reserve in the open transaction, which gives room back.
     """
 
     def __init__(self, pages: PageFile, committed: Superblock, previous: Superblock | None) -> None:
-        """Take up the map of the last commit; `previous` is what the other slot stands for, if it is whole."""
+        """Take up the map of the last commit, or begin that of a new container.
+
+        Args:
+            pages: where the map is read from and written to.
+            committed: the last commit's superblock; without a map of its own, all is free but the superblock area.
+            previous: what the other slot stands for, if it is whole.
+        """
         self._pages = pages
         self._geometry = pages.geometry
         self._limit = committed.pages_limit or self._geometry.max_units
         self._reserve = min(_RESERVE_TABLES * self._geometry.table_units, committed.pages_limit // 16)
         self.used = committed.pages_used
         self.pending: list[tuple[int, int]] = []
+        self.may_use_reserve = False
+        self._committed = committed
+        self._previous = previous
         self._bitmaps: dict[int, _Bitmap] = {}
         self._first_candidate: dict[int, int] = {}
-        self._tree = self._open_tree(committed)
-        self._committed_tree: TableTree | None = self._open_tree(committed)
-        self._previous_tree: TableTree | None = None
-        if previous is not None and previous.space_map != committed.space_map:
-            try:
-                self._previous_tree = self._open_tree(previous)
-            except Corruption:
-                self._previous_tree = None
-
-    @classmethod
-    def format(cls, pages: PageFile, blank: Superblock) -> SpaceMap:
-        """Begin the map of a new container: all free but the superblock area."""
-        space = cls.__new__(cls)
-        space._pages = pages
-        space._geometry = pages.geometry
-        space._limit = blank.pages_limit or pages.geometry.max_units
-        space._reserve = 0
-        space.used = 0
-        space.pending = []
-        space._bitmaps = {}
-        space._first_candidate = {}
-        space._tree = _MapTree(pages, _Deferred(space), INDEX_DEPTH, None, 1, "space map")
-        space._committed_tree = None
-        space._previous_tree = None
-        for page_no in range(pages.geometry.first_page):
-            space._change(page_no, 1, in_use=True)
-        return space
+        self._freed_units = 0
+        self._waiting_units = 0
+        if committed.space_map == NOWHERE:
+            self._change(0, self._geometry.first_page, in_use=True)
 
     @property
     def reserve(self) -> int:
-        """Units that only tables may use."""
+        """Units that are kept for the tables of transactions which give room back."""
         return self._reserve
 
     def is_fresh(self, page_no: int) -> bool:
@@ -130,7 +118,7 @@ class SpaceMap:
         return bitmap is not None and not bitmap.committed[bit >> 3] >> (bit & 7) & 1
 
     def allocate_data(self, units: int, count: int) -> list[int]:
-        """As `allocate`, but leaves the reserve alone.
+        """As `allocate`, but never from the reserve.
 
         Raises:
             NoSpace: the capacity would be exceeded.
@@ -148,19 +136,20 @@ class SpaceMap:
         Raises:
             NoSpace: the capacity is exhausted.
         """
+        if not count:
+            return []
+        if self.used + units * count > self._limit - (0 if self.may_use_reserve else self._reserve):
+            raise self._full()
         found: list[int] = []
-        for rescan in (False, True):
-            if rescan:
-                # What this transaction freed of its own is only seen when the runs are computed anew.
-                self._forget_runs()
-            for index in self._candidates(self._first_candidate.get(units, 0)):
-                self._take(index, units, count, found)
-                if len(found) == count:
-                    self._first_candidate[units] = index
-                    self._settle()
-                    return found
+        for index in self._candidates(self._first_candidate.get(units, 0)):
+            self._take(index, units, count, found)
+            if len(found) == count:
+                self._first_candidate[units] = index
+                self._settle()
+                return found
         for page_no in found:
-            self.free(page_no, units)
+            self._release(page_no, units)
+        self._settle()
         raise self._full()
 
     def free(self, page_no: int, units: int) -> None:
@@ -236,39 +225,82 @@ class SpaceMap:
             Runs (page, units) that no slot stands for any more, worth punching out.
         """
         retired = list(self._retired())
-        self._previous_tree = self._committed_tree
-        self._committed_tree = self._open_tree(superblock)
-        self._tree.transaction = superblock.transaction + 1
-        for bitmap in self._bitmaps.values():
-            bitmap.previous = bitmap.committed
-            if bitmap.changed:
+        changed = {index for index, bitmap in self._bitmaps.items() if bitmap.changed}
+        for index in changed | self._differing:
+            self._reconsider(index)
+            bitmap = self._bitmaps.get(index)
+            if bitmap is not None:
+                bitmap.previous = bitmap.committed
                 bitmap.committed = bytes(bitmap.current)
                 bitmap.changed = False
-        self._forget_runs()
+                bitmap.runs = None
+        self._tree.transaction = superblock.transaction + 1
+        self._previous, self._committed = self._committed, superblock
+        self.__dict__.pop("_previous_tree", None)
+        self._differing = changed
+        self._waiting_units, self._freed_units = self._freed_units, 0
+        self.may_use_reserve = False
         return retired
 
-    def will_retire(self) -> bool:
-        """Whether one more commit would give runs back to the file system."""
-        return next(self._retired(), None) is not None
+    def fresh_runs(self) -> Iterator[tuple[int, int]]:
+        """Long runs (page, units) that the open transaction alone has taken, for whoever gives it up."""
+        for index, bitmap in self._bitmaps.items():
+            if bitmap.changed:
+                states = (bitmap.current, bitmap.committed, bitmap.previous)
+                now, last, before = (int.from_bytes(state, "little") for state in states)
+                yield from self._long_runs(index, now & ~last & ~before)
 
-    def _open_tree(self, superblock: Superblock) -> _MapTree:
-        return _MapTree(
-            self._pages,
-            _Deferred(self),
-            INDEX_DEPTH,
-            superblock.space_map,
-            superblock.transaction + 1,
-            "space map",
-        )
+    def wants_empty_commit(self) -> bool:
+        """Whether a commit of nothing is worth its price, right after another one.
+
+        It makes the room free for which only the other slot still stands: long runs go back to the file system, and
+        where the capacity leaves little else, the next transaction can allocate what the last one freed.
+        """
+        is_tight = self.used + self._waiting_units > self._limit - self._limit // 8
+        return (is_tight and self._waiting_units > 0) or next(self._retired(), None) is not None
+
+    @cached_property
+    def _tree(self) -> TableTree:
+        """The map's tables; readers never need them, so damage there does not keep anybody from the data."""
+        return self._open_tree(self._committed)
+
+    @cached_property
+    def _previous_tree(self) -> TableTree | None:
+        """The tables of the commit before; damaged ones are of no use and given up."""
+        if self._previous is None or self._previous.space_map in (NOWHERE, self._committed.space_map):
+            return None
+        try:
+            return self._open_tree(self._previous)
+        except Corruption:
+            return None
+
+    @cached_property
+    def _differing(self) -> set[int]:
+        """Indexes of the bitmaps in which the last commit may differ from the one before."""
+        previous = self._previous_tree
+        if previous is None:
+            return set()
+        fanout, found = self._geometry.fanout, set()
+        for index in range(-(-self._pages.end_page // self._geometry.units_per_bitmap)):
+            entry = slice(2 * (index // fanout), 2 * (index // fanout) + 2)
+            if self._tree.root.words[entry] == previous.root.words[entry]:
+                continue
+            if self._previous_pointer(index) not in (None, self._tree.get(index)):
+                found.add(index)
+        return found
+
+    def _open_tree(self, superblock: Superblock) -> TableTree:
+        pointer = None if superblock.space_map == NOWHERE else superblock.space_map
+        return _MapTree(self._pages, _Deferred(self), INDEX_DEPTH, pointer, superblock.transaction + 1, "space map")
 
     def _full(self) -> NoSpace:
         capacity = format_size(self._limit * self._geometry.unit)
         return NoSpace(f"{self._pages.backend.path} is at its capacity of {capacity}; delete snapshots or trim volumes")
 
-    def _forget_runs(self) -> None:
-        self._first_candidate = {}
-        for bitmap in self._bitmaps.values():
-            bitmap.runs = None
+    def _reconsider(self, index: int) -> None:
+        """Let the search for free units begin no later than at a bitmap in which some came free."""
+        for units, first in self._first_candidate.items():
+            self._first_candidate[units] = min(first, index)
 
     def _candidates(self, first: int) -> Iterator[int]:
         """Indexes of bitmaps from `first` on that may have free units, in order."""
@@ -334,9 +366,14 @@ class SpaceMap:
             set_bits(bitmap.current, bit, units)
             self.used += units
             self._pages.end_page = max(self._pages.end_page, page_no + units)
-        else:
-            clear_bits(bitmap.current, bit, units)
-            self.used -= units
+            return
+        clear_bits(bitmap.current, bit, units)
+        self.used -= units
+        committed_units = count_bits(bitmap.committed, bit, units)
+        self._freed_units += committed_units
+        if bitmap.runs is not None and committed_units == count_bits(bitmap.previous, bit, units) == 0:
+            bitmap.runs.append((bit, units))  # of this transaction alone, so it can be allocated again at once
+            self._reconsider(index)
 
     def _bitmap(self, index: int) -> _Bitmap:
         bitmap = self._bitmaps.get(index)
@@ -371,15 +408,17 @@ class SpaceMap:
 
     def _retired(self) -> Iterator[tuple[int, int]]:
         """Long runs that the previous commit had in use, and neither the last nor the open transaction has."""
-        per_bitmap = self._geometry.units_per_bitmap
-        least = max(1, _PUNCH_BYTES // self._geometry.unit)
-        for index in range(-(-self._pages.end_page // per_bitmap)):
-            if index not in self._bitmaps and self._previous_pointer(index) in (None, self._tree.get(index)):
-                continue
+        for index in sorted(self._differing):
             bitmap = self._bitmap(index)
             states = (bitmap.previous, bitmap.committed, bitmap.current)
             before, last, now = (int.from_bytes(state, "little") for state in states)
-            freed = before & ~last & ~now
-            if freed.bit_count() >= least:
-                runs = set_runs(freed, per_bitmap)
-                yield from ((index * per_bitmap + start, units) for start, units in runs if units >= least)
+            yield from self._long_runs(index, before & ~last & ~now)
+
+    def _long_runs(self, index: int, bits: int) -> Iterator[tuple[int, int]]:
+        """The runs of set bits of one bitmap that are worth punching out, as (page, units)."""
+        per_bitmap = self._geometry.units_per_bitmap
+        least = max(1, _PUNCH_BYTES // self._geometry.unit)
+        if bits.bit_count() >= least:
+            for start, units in set_runs(bits, per_bitmap):
+                if units >= least:
+                    yield index * per_bitmap + start, units

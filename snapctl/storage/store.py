@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 
-from snapctl.errors import BadSize, Corruption, NotAContainer, ReadOnlyNode, Truncated, UnsupportedFormat
+from snapctl.errors import BadSize, Corruption, IoFailure, NotAContainer, ReadOnlyNode, Truncated, UnsupportedFormat
 from snapctl.format.geometry import SUPERBLOCK_AREA, Geometry
 from snapctl.format.pointer import Pointer
 from snapctl.format.superblock import (
@@ -21,6 +21,7 @@ from snapctl.format.superblock import (
     SLOTS,
     Superblock,
     build,
+    check_bounds,
     has_magic,
     parse,
 )
@@ -80,7 +81,7 @@ class Store:
         )
         backend.extend(SUPERBLOCK_AREA)
         pages = PageFile(backend, geometry, geometry.first_page, None)
-        return cls(pages, SpaceMap.format(pages, blank), blank, writable=True)
+        return cls(pages, SpaceMap(pages, blank, None), blank, writable=True)
 
     @classmethod
     def adopt(cls, backend: Backend, *, writable: bool) -> Store:
@@ -103,7 +104,10 @@ class Store:
             raise UnsupportedFormat(
                 f"{backend.path} uses feature 0x{unknown:x}, unknown here; it can be read but not written"
             )
-        pages = PageFile(backend, geometry, current.pages_total, (current.slot, build(current)))
+        if writable:
+            # Beyond lies what a transaction wrote that never was committed.
+            backend.truncate(current.pages_total * geometry.unit)
+        pages = PageFile(backend, geometry, current.pages_total, (current.slot, _sound_page(backend, current)))
         return cls(pages, SpaceMap(pages, current, previous), current, writable=writable)
 
     @classmethod
@@ -114,13 +118,17 @@ class Store:
             Locked: others hold it for longer than `wait_seconds`.
             SnapctlError: as `FileBackend.open` and `adopt`.
         """
-        backend = FileBackend.open(path, writable=writable)
-        try:
-            lock.acquire(backend.fd, path, exclusive=writable, wait_seconds=wait_seconds)
-            return cls.adopt(backend, writable=writable)
-        except BaseException:
+        while True:
+            backend = FileBackend.open(path, writable=writable)
+            try:
+                lock.acquire(backend.fd, path, exclusive=writable, wait_seconds=wait_seconds)
+                if backend.is_named():
+                    return cls.adopt(backend, writable=writable)
+            except BaseException:
+                backend.close()
+                raise
+            # While we waited, whoever held the lock removed or replaced the file: what we locked is no container.
             backend.close()
-            raise
 
     def check_writable(self) -> None:
         """Refuse to change a container that was opened for reading.
@@ -133,8 +141,23 @@ class Store:
         if not self.writable:
             raise ReadOnlyNode(f"{self.pages.backend.path} was opened for reading only")
 
+    def discard(self) -> None:
+        """Give the room that the open transaction has taken back to the file system.
+
+        Raises:
+            IoFailure: the system refuses.
+        """
+        for page_no, units in self.space.fresh_runs():
+            self.pages.punch(page_no, units)
+        self.pages.backend.truncate(self.superblock.pages_total * self.geometry.unit)
+
     def reset(self) -> None:
-        """Forget the open transaction; the space map is again that of the last commit."""
+        """Forget the open transaction; the space map is again that of the last commit.
+
+        Raises:
+            IoFailure: the system refuses.
+        """
+        self.discard()
         _, previous = choose_superblocks(self.pages.backend)
         self.pages.end_page = self.superblock.pages_total
         self.space = SpaceMap(self.pages, self.superblock, previous)
@@ -156,8 +179,7 @@ class Store:
                 node_count=node_count,
             )
         )
-        if self.space.will_retire():
-            # Once more with nothing changed, so that no slot needs the freed room and the file system gets it back.
+        if self.space.wants_empty_commit():
             self._advance(self.superblock)
 
     def _advance(self, draft: Superblock) -> None:
@@ -167,12 +189,15 @@ class Store:
             pages_used=self.space.used,
             pages_total=self.pages.end_page,
         )
+        check_bounds(done)
         self.pages.sync()
-        self.pages.write_superblock(done.slot, build(done))
-        self.pages.sync()
-        self.superblock = done
-        for page_no, units in self.space.rotate(done):
-            self.pages.punch(page_no, units)
+        with self.pages.poisoned_by_failure():
+            # From here on the disk may be a commit ahead of what is in memory.
+            self.pages.write_superblock(done.slot, build(done))
+            self.pages.sync()
+            self.superblock = done
+            for page_no, units in self.space.rotate(done):
+                self.pages.punch(page_no, units)
 
 
 def superblock_copies(backend: Backend) -> Iterator[tuple[int, int, Superblock | Corruption]]:
@@ -190,6 +215,8 @@ def superblock_copies(backend: Backend) -> Iterator[tuple[int, int, Superblock |
                 yield slot, copy, parse(read_superblock_copy(backend, slot, copy))
             except Corruption as error:
                 yield slot, copy, error
+            except IoFailure as error:
+                yield slot, copy, Corruption(str(error))
 
 
 def choose_superblocks(backend: Backend) -> tuple[Superblock, Superblock | None]:
@@ -211,3 +238,15 @@ def choose_superblocks(backend: Backend) -> tuple[Superblock, Superblock | None]
     current = max(copies, key=lambda found: found.transaction)
     others = (found for found in copies if found.transaction < current.transaction)
     return current, max(others, key=lambda found: found.transaction, default=None)
+
+
+def _sound_page(backend: Backend, superblock: Superblock) -> bytes:
+    """The very bytes that a superblock was read from, reserved ones included."""
+    for copy in range(COPIES):
+        page = read_superblock_copy(backend, superblock.slot, copy)
+        try:
+            if parse(page) == superblock:
+                return page
+        except Corruption:
+            continue
+    return build(superblock)

@@ -100,6 +100,7 @@ class TableTree:
         self.pointer = pointer or NOWHERE
         if pointer is None:
             self.root = Table(filled_table(self._fanout), 0, changed=True)
+            pages.resident_tables += 1
         else:
             self.root = self._load(pointer.word0, pointer.word1)
 
@@ -229,9 +230,9 @@ class TableTree:
             return False
         unplaced: list[Table] = []
         dropped = self._prune(self.root, unplaced)
-        if unplaced:
-            for table, page_no in zip(unplaced, self._space.allocate(self._units, len(unplaced)), strict=True):
-                table.page_no = page_no
+        if self.root.page_no == 0:
+            unplaced.append(self.root)
+        self._assign(unplaced)
         return dropped or bool(unplaced)
 
     def write(self) -> Pointer:
@@ -261,9 +262,7 @@ class TableTree:
         if self.root.changed:
             unplaced: list[Table] = []
             self._prune(self.root, unplaced)
-            below = [table for table in unplaced if table is not self.root]
-            for table, page_no in zip(below, self._space.allocate(self._units, len(below)), strict=True):
-                table.page_no = page_no
+            self._assign(unplaced)
             written: list[tuple[Table, bytes]] = []
             self._encode_children(self.root, self.depth - 1, written)
             self._write_out(written)
@@ -298,9 +297,11 @@ class TableTree:
                 dropped = True
             elif child.page_no == 0:
                 unplaced.append(child)
-        if table is self.root and table.page_no == 0:
-            unplaced.append(table)
         return dropped
+
+    def _assign(self, unplaced: list[Table]) -> None:
+        for table, page_no in zip(unplaced, self._space.allocate(self._units, len(unplaced)), strict=True):
+            table.page_no = page_no
 
     def _encode(self, table: Table, level: int, written: list[tuple[Table, bytes]]) -> Pointer:
         self._encode_children(table, level, written)

@@ -88,6 +88,19 @@ def finish(process: subprocess.Popen[bytes], stdin: bytes | None = None) -> Resu
     return Result(process.returncode, out or b"", (err or b"").decode())
 
 
+def wait_until_open(path: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a started process has a file open."""
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if any(descriptor.samefile(path) for descriptor in Path(f"/proc/{process.pid}/fd").iterdir()):
+                return
+        except FileNotFoundError:  # one was closed meanwhile
+            pass
+        time.sleep(0.01)
+    raise AssertionError(f"{path} was not opened")
+
+
 def one_line(result: Result) -> str:
     """The one line that an error is, and nothing else on any stream."""
     assert result.out == b""
@@ -121,9 +134,9 @@ class Terminal:
             stdout=slave if stdout is None else stdout,
             stderr=slave,
             cwd=cwd,
-            env=environment(TERM="xterm-256color", LC_ALL="C.UTF-8", **env),
+            env=environment(**{"TERM": "xterm-256color", "LC_ALL": "C.UTF-8", **env}),
             start_new_session=True,
-            preexec_fn=_take_control,
+            preexec_fn=_take_control,  # noqa: PLW1509 nothing here starts threads
         )
         os.close(slave)
         self.seen = ""

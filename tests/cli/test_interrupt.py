@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.cli.harness import command_line, digest, environment, finish, run, start
+from tests.cli.harness import command_line, digest, environment, finish, run, start, wait_until_open
 
 MIB = 1 << 20
 SIGNALS = [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated"), (signal.SIGHUP, "terminated")]
@@ -33,7 +32,6 @@ def test_write_that_is_stopped_midway_leaves_nothing(command: str, signal_no: in
     for _ in range(12):
         process.stdin.write(os.urandom(MIB))
     process.stdin.flush()
-    time.sleep(0.3)
     process.send_signal(signal_no)
     result = finish(process)
     assert result.code == 128 + signal_no
@@ -45,10 +43,9 @@ def test_write_that_is_stopped_midway_leaves_nothing(command: str, signal_no: in
 def test_create_that_is_stopped_while_it_waits_changes_nothing(lab: Path):
     before = digest(lab)
     holder = start("write", lab / "db")
-    assert holder.stdin is not None
-    time.sleep(0.5)
+    wait_until_open(lab, holder)
     process = start("create", lab / "x", "--size", "1M", "--wait", "60")
-    time.sleep(0.5)
+    wait_until_open(lab, process)
     process.send_signal(signal.SIGINT)
     assert finish(process).code == 130
     holder.send_signal(signal.SIGINT)
@@ -61,7 +58,7 @@ def test_signal_that_the_caller_ignores_stays_ignored(lab: Path):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     process = start("write", lab / "db", preexec_fn=ignore)
-    time.sleep(0.5)
+    wait_until_open(lab, process)
     process.send_signal(signal.SIGINT)
     assert finish(process, b"done") == (0, b"", "")
     assert run("read", lab / "db", "--length", "4").out == b"done"

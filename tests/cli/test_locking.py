@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.harness import environment, finish, one_line, run, snapctl, start
+from tests.cli.harness import environment, finish, one_line, run, snapctl, start, wait_until_open
 
 _HOLD = """
 import sys
@@ -87,7 +87,7 @@ def test_readers_share(lab: Path):
 def test_waiting_ends_when_the_holder_lets_go_and_then_all_is_seen(lab: Path):
     with held(lab, "writing") as holder:
         waiting = start("list", lab, "--wait", "60")
-        time.sleep(0.5)
+        wait_until_open(lab, waiting)
         assert waiting.poll() is None
         assert holder.stdin is not None
         holder.stdin.write("\n")

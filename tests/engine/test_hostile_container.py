@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from snapctl.engine.container import Container
 from snapctl.errors import Corruption
+from snapctl.format import layout
+from snapctl.format.checksum import crc32c
+from snapctl.format.superblock import COPIES, SLOTS, copy_offset, has_magic
 from tests.support import damage
 from tests.support.backends import MemoryBackend
 from tests.support.containers import small_container
@@ -21,3 +26,80 @@ def test_a_record_that_owns_too_few_blocks_is_corruption_when_they_are_given_up(
     container["db"].trim(0, 5000)
     with pytest.raises(Corruption, match="db"):
         container.commit()
+
+
+def test_ids_at_or_above_the_next_one_are_corruption():
+    backend = with_snapshots()
+    container = Container.adopt(backend)
+    container.delete("db@b")
+    container.commit()
+    forge_number(backend, "next_node_id", 4)
+    with pytest.raises(Corruption, match="next one"):
+        Container.adopt(backend)
+
+
+@pytest.mark.parametrize("field", ["transaction", "next_node_id"])
+def test_superblock_numbers_that_could_overflow_are_corruption(field: str):
+    backend = with_snapshots()
+    forge_number(backend, field, (1 << 64) - 1)
+    with pytest.raises(Corruption):
+        Container.adopt(backend)
+
+
+def test_a_deletion_below_a_count_that_is_too_low_commits_nothing():
+    backend = with_snapshots()
+    forge_number(backend, "pages_used", 130)
+    container = Container.adopt(backend)
+    container.delete("db", cascade=True)
+    with pytest.raises(Corruption):
+        container.commit()
+    assert [node.name for node in Container.adopt(backend).nodes] == ["db", "db@a", "db@b", "dev"]
+
+
+def test_ancestors_in_a_cycle_are_corruption_to_whoever_reads_or_deletes():
+    backend = with_snapshots()
+    container = Container.adopt(backend)
+    container.snapshot("dev@x")
+    container.commit()
+    damage.forge_record(backend, "dev", "parent", container["dev@x"].id)
+    container = Container.adopt(backend)
+    with pytest.raises(Corruption, match="cycle"):
+        container["dev"].read(0, 5000)
+    damage.forge_record(backend, "dev@x", "origin", container["dev"].id)
+    with pytest.raises(Corruption, match="descends from itself"):
+        Container.adopt(backend).delete("dev", cascade=True)
+
+
+def test_a_damaged_space_map_keeps_nobody_from_reading():
+    backend = with_snapshots()
+    container = Container.adopt(backend)
+    map_table = container._store.superblock.space_map.page_no
+    backend.data[map_table * 512] ^= 1
+    assert Container.adopt(backend, writable=False)["db@a"].read(0, 3) == b"xxx"
+
+
+def forge_number(backend: MemoryBackend, field: str, value: int) -> None:
+    """Put a number into every superblock copy and make its checksum right."""
+    at = 0
+    for subcon in layout.Superblock.subcons:
+        if subcon.name == field:
+            break
+        at += subcon.sizeof()
+    for slot, copy in product(range(SLOTS), range(COPIES)):
+        offset = copy_offset(slot, copy)
+        page = backend.data[offset : offset + layout.SUPERBLOCK_BYTES]
+        if has_magic(page):
+            page[at : at + 8] = value.to_bytes(8, "little")
+            page[-4:] = crc32c(page[:-4]).to_bytes(4, "little")
+            backend.data[offset : offset + layout.SUPERBLOCK_BYTES] = page
+
+
+def with_snapshots() -> MemoryBackend:
+    backend = MemoryBackend()
+    container = small_container(backend)
+    container.create_volume("db", 5000).write(0, b"x" * 5000)
+    container.snapshot("db@a")
+    container.snapshot("db@b")
+    container.clone("db@a", "dev")
+    container.commit()
+    return backend

@@ -34,11 +34,11 @@ pointers = st.builds(page_pointer, st.integers(128, 1 << 40), st.integers(0, (1 
 def superblocks(draw: st.DrawFn) -> Superblock:
     geometry = Geometry(draw(SIZES), draw(SIZES))
     total = draw(st.integers(geometry.first_page, geometry.max_units))
-    next_id = draw(st.integers(1, (1 << 64) - 1))
+    next_id = draw(st.integers(1, (1 << 63) - 1))
     return Superblock(
         geometry=geometry,
         uuid=draw(st.uuids()),
-        transaction=draw(st.integers(1, (1 << 64) - 1)),
+        transaction=draw(st.integers(1, (1 << 63) - 1)),
         pages_used=draw(st.integers(geometry.first_page, total)),
         pages_total=total,
         pages_limit=draw(st.integers(0, geometry.max_units)),

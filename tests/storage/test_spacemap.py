@@ -32,7 +32,7 @@ class Disk:
         self.pages = PageFile(self.backend, geometry, geometry.first_page, None)
         self.superblock = Superblock(geometry, UUID(int=0), 0, 0, geometry.first_page, limit, 1, 0)
         self.previous: Superblock | None = None
-        self.space = SpaceMap.format(self.pages, self.superblock)
+        self.space = SpaceMap(self.pages, self.superblock, None)
         self.commit()
 
     def draft(self) -> Superblock:
@@ -250,6 +250,7 @@ def test_a_map_that_was_not_changed_is_not_written():
 
 def test_the_capacity_is_the_end_of_the_file():
     disk = Disk(limit=FIRST + 200)
+    disk.space.may_use_reserve = True
     free = FIRST + 200 - disk.space.used
     pages = disk.space.allocate(1, free)
     assert max(pages) < FIRST + 200
@@ -259,6 +260,7 @@ def test_the_capacity_is_the_end_of_the_file():
 
 def test_an_allocation_that_fails_takes_nothing():
     disk = Disk(limit=FIRST + 200)
+    disk.space.may_use_reserve = True
     disk.space.allocate(1, 1)
     used = disk.space.used
     with pytest.raises(NoSpace):
@@ -267,17 +269,20 @@ def test_an_allocation_that_fails_takes_nothing():
     assert len(disk.space.allocate(1, 190)) == 190
 
 
-def test_data_leaves_a_reserve_to_tables_so_that_deleting_still_works():
+def test_only_tables_of_a_transaction_that_gives_room_back_may_use_the_reserve():
     disk = Disk(limit=FIRST + 1000)
-    disk.reopen()
     assert disk.space.reserve > 10
     disk.space.allocate_data(1, 1)
     free = FIRST + 1000 - disk.space.used - disk.space.reserve
     disk.space.allocate_data(1, free)
     with pytest.raises(NoSpace):
         disk.space.allocate_data(1, 1)
+    with pytest.raises(NoSpace):
+        disk.space.allocate(1, 1)
+    disk.space.may_use_reserve = True
     assert len(disk.space.allocate(1, 10)) == 10
     disk.commit()
+    assert not disk.space.may_use_reserve
 
 
 def test_a_container_without_a_limit_has_no_reserve():
@@ -291,13 +296,13 @@ def test_long_runs_retire_when_no_slot_stands_for_them():
     disk.commit()
     disk.space.free_pages(pages, 8)
     assert disk.commit() == []
-    assert disk.space.will_retire()
+    assert disk.space.wants_empty_commit()
     retired = disk.commit()
     freed = {unit for page in pages for unit in range(page, page + 8)}
     punched = {unit for start, units in retired for unit in range(start, start + units)}
     assert freed <= punched
     assert not punched & disk.in_use()
-    assert not disk.space.will_retire()
+    assert not disk.space.wants_empty_commit()
     assert disk.commit() == []
 
 

@@ -55,6 +55,9 @@ class MemoryBackend:
     def extend(self, size: int) -> None:
         self.data.extend(bytes(max(0, size - len(self.data))))
 
+    def truncate(self, size: int) -> None:
+        del self.data[size:]
+
     def punch(self, offset: int, length: int) -> None:
         """Fill with junk, the least that "undefined" allows a reader to hope for."""
         end = min(offset + length, len(self.data))
