@@ -144,8 +144,11 @@ def show_looking(title: str, case: Case, offset: int, runs: int) -> None:
         },
         runs,
     )
-    rows = [(name, *common.milliseconds(costs.median(name))) for name in costs.cases]
-    common.show(title, ("", "time", "CPU"), rows)
+    rows = [
+        (name, *common.milliseconds(costs.median(name)), *common.times(costs.ratio(name, version)))
+        for name in costs.cases
+    ]
+    common.show(title, ("", "time", "CPU", "/ --version", "CPU"), rows)
 
 
 def main() -> None:

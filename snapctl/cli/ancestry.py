@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from snapctl.errors import Corruption
+
 if TYPE_CHECKING:
     from snapctl.engine.node import Node
 
@@ -37,7 +39,7 @@ _NOTHING = "  "
 
 
 class Ancestry:
-    """The forest of a container's nodes under one of the two relations.
+    """The forest of a container's nodes under one of the two relations, in which no node hangs from itself.
 
     Attributes:
         relation: which one.
@@ -45,6 +47,11 @@ class Ancestry:
     """
 
     def __init__(self, nodes: Sequence[Node], relation: Relation) -> None:
+        """Sort the nodes.
+
+        Raises:
+            Corruption: some hang from each other in a circle.
+        """
         self.relation = relation
         self.roots: list[Node] = []
         self._children: dict[int, list[Node]] = {}
@@ -56,6 +63,15 @@ class Ancestry:
                 self._children.setdefault(above.id, []).append(node)
         for children in self._children.values():
             children.sort(key=lambda node: (node.kind.value != "ro", -node.id if node.kind.value == "ro" else node.id))
+
+        self._check_for_circles(nodes)
+
+    def _check_for_circles(self, nodes: Sequence[Node]) -> None:
+        """See that every node hangs from a root; from anywhere in a circle, no way leads to one."""
+        reached = {node.id for node in self.below(self.roots)}
+        for node in nodes:
+            if node.id not in reached:
+                raise Corruption(f"{node.name} hangs from itself by {self.relation}; run check", node=node.name)
 
     def children(self, node: Node) -> Sequence[Node]:
         """Return what hangs from a node: RO snapshots, newest before older, then clones in the order of making."""

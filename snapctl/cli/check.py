@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from snapctl.cli import output
+from snapctl.cli import output, session
 from snapctl.cli.options import ContainerPath, Json, Wait
 from snapctl.cli.path import locate
 from snapctl.errors import UsageError
@@ -30,6 +30,7 @@ def check(path: ContainerPath = None, as_json: Json = False, wait: Wait = 5.0) -
     location = locate(path)
     if location.node is not None:
         raise UsageError(f"{location}: name the container; check always verifies the whole of it")
+    session.check_path(location.container)
     report = check_container(location.container, wait)
     findings = [
         {"severity": finding.severity.value, "where": finding.where, "message": finding.message}

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from snapctl.cli import session
 from snapctl.cli.options import CowPolicy, NewContainerPath, NewVolumePath, Wait, size_option
 from snapctl.cli.path import locate_new
-from snapctl.errors import BadSize
+from snapctl.errors import BadSize, UsageError
 from snapctl.units import format_size
-
-if TYPE_CHECKING:
-    from snapctl.engine.container import Container
 
 commands = typer.Typer()
 
@@ -40,6 +36,8 @@ def init(
     """
     from snapctl.format.geometry import BLOCK_SIZES
 
+    if not path:
+        raise UsageError("the path of the container is empty")
     if block_size is not None and block_size not in BLOCK_SIZES:
         sizes = ", ".join(format_size(size) for size in BLOCK_SIZES)
         raise BadSize(f"--block-size {format_size(block_size)} is not one of {sizes}")
@@ -63,12 +61,19 @@ def create(
       snapctl create lab.snap/db --size 10G
     """
     from snapctl.engine.model import Cow
+    from snapctl.format.record import check_name
 
     location = locate_new(path)
-    opened: AbstractContextManager[Container] = (
-        session.changing(location.container, wait)
-        if os.path.lexists(location.container)
-        else session.making(location.container)
-    )
-    with opened as container:
-        container.create_volume(location.one_node(), size, cow=Cow(cow))
+    name = location.one_node()
+    check_name(name)
+    if not os.path.lexists(location.container):
+        _check_size_in_new_container(size)
+    with session.changing_or_making(location.container, wait) as container:
+        container.create_volume(name, size, cow=Cow(cow))
+
+
+def _check_size_in_new_container(size_bytes: int) -> None:
+    """Refuse a size before a container is made for nothing."""
+    from snapctl.format.geometry import DEFAULT_BLOCK_SIZE, DEFAULT_TABLE_SIZE, Geometry
+
+    Geometry(DEFAULT_BLOCK_SIZE, DEFAULT_TABLE_SIZE).check_volume_size(size_bytes)

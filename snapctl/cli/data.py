@@ -40,7 +40,13 @@ def write(
     """
     location = locate(path)
     name = location.one_node()
-    with files.open_source(input_path) as source, session.changing(location.container, wait) as container:
+    with files.open_source(input_path) as source:
+        files.refuse_container(source, location.container)
+        _write(source, location.container, name, offset, wait)
+
+
+def _write(source: files.Source, container_path: str, name: str, offset: int, wait: float) -> None:
+    with session.changing(container_path, wait) as container:
         node = container.node(name)
         node.check_writable()
         node.check_range(offset, source.remaining_bytes or 0)
@@ -89,16 +95,16 @@ def read(
     """
     location = locate(path)
     name = location.one_node()
+    if output_path == files.STANDARD:
+        output_path = None
     to_terminal = output_path is None and output.is_terminal(sys.stdout)
     as_hex = output_format == "hex" or (output_format is None and to_terminal)
-    if output_path is not None:
-        files.refuse_container(output_path, location.container)
     with session.reading(location.container, wait) as container:
         node = container.node(name)
         end = node.size_bytes if length is None else offset + length
         node.check_range(offset, end - offset)
         with (
-            _sink(output_path) as put,
+            _sink(output_path, location.container, 0 if as_hex else end - offset) as put,
             progress.reporting(f"reading {node.name}", shown=output_path is not None) as report,
         ):
             pieces = _chunks(node, offset, end, report)
@@ -121,13 +127,22 @@ def _dumped(pieces: Iterator[memoryview], offset_bytes: int, end_bytes: int) -> 
 
 
 @contextmanager
-def _sink(path: str | None) -> Iterator[Callable[[memoryview], None]]:
+def _sink(path: str | None, container_path: str, size_bytes: int) -> Iterator[Callable[[memoryview], None]]:
     """Yield the function that takes the output: to a file that appears when the block ends, or to standard output."""
     if path is None:
         yield output.emit_bytes
         return
-    with files.open_target(path) as target:
-        yield lambda piece: files.write_all(target, piece, path)
+    from snapctl.services.target import open_target
+
+    with open_target(path, container_path, size_bytes, replace=True) as target:
+        position = 0
+
+        def put(piece: memoryview) -> None:
+            nonlocal position
+            target.put(position, piece)
+            position += len(piece)
+
+        yield put
 
 
 @commands.command("trim")

@@ -1,4 +1,4 @@
-"""The files beside the container that commands read from and write to, in chunks of bounded memory."""
+"""The files beside the container that commands read from, in chunks of bounded memory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from contextlib import contextmanager
+from typing import NamedTuple, TextIO
 
 from snapctl.cli import output
 from snapctl.errors import SnapctlError, UsageError
@@ -73,13 +73,16 @@ def open_source(path: str | None) -> Iterator[Source]:
 
     Raises:
         SnapctlError: it cannot be opened.
+        UsageError: its name is empty.
     """
-    standard = path is None or path == STANDARD
-    name = "standard input" if standard else str(path)
-    if standard and sys.stdin is None:
-        raise SnapctlError("standard input is closed")
+    path = STANDARD if path is None else path
+    if not path:
+        raise UsageError("the name of the file to read is empty")
+    standard = path == STANDARD
+    name = "standard input" if standard else path
+    require_standard(path, sys.stdin, name)
     try:
-        file = io.FileIO(0 if path is None or standard else path, "rb", closefd=not standard)
+        file = io.FileIO(0 if standard else path, "rb", closefd=not standard)
     except OSError as error:
         raise output.os_error(name, error) from error
     with file:
@@ -96,68 +99,29 @@ def _remaining_bytes(file: io.FileIO) -> int | None:
     return max(0, end - here)
 
 
-@contextmanager
-def open_target(path: str) -> Iterator[io.FileIO]:
-    """Open a file for writing that takes its place under its name only when the block ends well.
-
-    A device or a pipe is written to directly.
-
-    Raises:
-        SnapctlError: it cannot be made.
-    """
-    path = os.path.realpath(path)
-    if os.path.exists(path) and not os.path.isfile(path):
-        with _open_or_explain(path, os.O_WRONLY) as file:
-            yield file
-        return
-    partial = os.path.join(os.path.dirname(path), f".{os.path.basename(path)[:200]}.{os.getpid()}.part")
-    try:
-        with _open_or_explain(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, name=path) as file:
-            yield file
-        try:
-            os.replace(partial, path)
-        except OSError as error:
-            raise output.os_error(path, error) from error
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(partial)
-        raise
-
-
-def _open_or_explain(path: str, flags: int, name: str | None = None) -> io.FileIO:
-    try:
-        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise output.os_error(name or path, error) from error
-    return io.FileIO(descriptor, "wb")
-
-
-def write_all(file: io.FileIO, data: memoryview, name: str) -> None:
-    """Write the whole of `data`.
-
-    Args:
-        file: where to.
-        data: what.
-        name: the file, for messages.
-
-    Raises:
-        SnapctlError: the system refused.
-        NoSpace: the file system is full.
-    """
-    while data:
-        try:
-            data = data[file.write(data) :]
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise output.os_error(name, error) from error
-
-
-def refuse_container(target: str, container_path: str) -> None:
-    """Keep a command from writing its output over the container it reads.
+def refuse_container(source: Source, container_path: str) -> None:
+    """Keep a command from copying the container into itself.
 
     Raises:
         UsageError: both are the same file.
     """
-    if target != STANDARD and os.path.exists(target) and os.path.samefile(target, container_path):
-        raise UsageError(f"{target} is the container itself; choose another file")
+    if is_open_as(source.file.fileno(), container_path):
+        raise UsageError(f"{source.name} is the container itself; choose another file")
+
+
+def is_open_as(descriptor: int, path: str) -> bool:
+    """Tell whether a descriptor is that of the file at `path`, by whatever name it was opened."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
+
+
+def require_standard(path: str, stream: TextIO | None, name: str) -> None:
+    """Refuse ``-`` where the standard stream that it stands for is closed.
+
+    Raises:
+        SnapctlError: it is.
+    """
+    if path == STANDARD and stream is None:
+        raise SnapctlError(f"{name} is closed")

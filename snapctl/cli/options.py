@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import Annotated, Literal
 
 import typer
@@ -30,6 +31,12 @@ def size_option(name: str, description: str) -> OptionInfo:
     """
     option: OptionInfo = typer.Option(name, parser=_size, metavar="SIZE", help=description, show_default=False)
     return option
+
+
+def _refuse_nan(seconds: float) -> float:
+    if isnan(seconds):
+        raise typer.BadParameter("'nan' is not a number of seconds; 'inf' waits for ever")
+    return seconds
 
 
 _IN_CONTAINER = "or the name alone with SNAPCTL_CONTAINER set"
@@ -123,7 +130,8 @@ Wait = Annotated[
         "--wait",
         metavar="SECONDS",
         min=0,
-        help="How long to wait for a container that another process holds.",
+        callback=_refuse_nan,
+        help="How long to wait for a container that another process holds; 'inf' is for ever.",
     ),
 ]
 DryRun = Annotated[

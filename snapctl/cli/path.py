@@ -60,13 +60,14 @@ def locate(text: str | None) -> Location:
 
     Raises:
         NotAContainer: no part of the path is a file.
-        UsageError: nothing was given, and the variable is not set.
+        UsageError: nothing was given, and the variable is not set; or the path is empty.
     """
     variable = os.environ.get(VARIABLE)
-    if not text:
+    if text is None:
         if not variable:
             raise UsageError(f"name a container, or set {VARIABLE}")
         return Location(variable, None)
+    _refuse_empty(text)
     found = _inside_a_file(text)
     if found and not (variable and found.node is None and _is_bare(text) and not starts_like_a_container(text)):
         return found
@@ -81,6 +82,7 @@ def locate_new(text: str) -> Location:
     Raises:
         UsageError: the path does not name a volume.
     """
+    _refuse_empty(text)
     found = _inside_a_file(text)
     variable = os.environ.get(VARIABLE)
     if found is None or found.node is None:
@@ -166,6 +168,11 @@ def _inside_a_file(text: str) -> Location | None:
     if "/" in rest:
         raise BadName(f"{text}: {rest!r} is not the name of a volume or snapshot; names have no slash")
     return Location(container, rest or None)
+
+
+def _refuse_empty(text: str) -> None:
+    if not text:
+        raise UsageError("the path is empty; name a container, or a volume or snapshot in it")
 
 
 def _is_bare(text: str) -> bool:

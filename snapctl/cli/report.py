@@ -40,8 +40,13 @@ def container_fields(container: Container) -> Fields:
         "capacity_bytes": container.capacity_bytes,
         "used_bytes": container.used_bytes,
         "file_bytes": container.file_bytes,
-        "transaction": container.transaction,
+        "transaction": _last_commit(container),
     }
+
+
+def _last_commit(container: Container) -> int:
+    """Return the number of the last commit; the open transaction has the next one."""
+    return container.transaction - 1
 
 
 def node_fields(node: Node) -> Fields:
@@ -85,7 +90,7 @@ def container_lines(container: Container) -> list[tuple[str, str]]:
         ("file", size(container.file_bytes)),
         ("volumes", str(volumes)),
         ("snapshots", str(len(container.nodes) - volumes)),
-        ("transaction", str(container.transaction)),
+        ("transaction", str(_last_commit(container))),
     ]
 
 

@@ -61,7 +61,7 @@ def _selected(container: Container, location: Location) -> Sequence[Node]:
     if location.node is None:
         return sorted(container.nodes, key=lambda node: (node.name.partition("@")[0], node.id))
     if location.of_every_volume:
-        return [node for node in container.nodes if node.name.endswith(location.node)]
+        return session.snapshots_of_every_volume(container, location)
     node = container.node(location.node)
     return [node, *reversed(node.snapshots)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -36,6 +37,7 @@ def import_(
 
     location = locate_new(path)
     name = location.one_node()
+    files.require_standard(source, sys.stdin, "standard input")
     with (
         session.changing(location.container, wait) as container,
         progress.reporting(f"importing {name}") as report,
@@ -65,6 +67,7 @@ def export(
 
     location = locate(path)
     name = location.one_node()
-    files.refuse_container(target, location.container)
+    files.require_standard(target, sys.stdout, "standard output")
+    session.check_path(location.container)
     with progress.reporting(f"exporting {name}") as report:
         export_node(location.container, name, target, force=force, wait_seconds=wait, progress=report)

@@ -10,8 +10,8 @@ import typer
 from snapctl.cli import session
 from snapctl.cli.options import DryRun, NewName, NodePath, NodePaths, VolumePath, Wait, Yes, size_option
 from snapctl.cli.path import Location, common_container, locate, node_name_in
-from snapctl.errors import NodeNotFound, UsageError
-from snapctl.units import format_size
+from snapctl.errors import UsageError
+from snapctl.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from snapctl.engine.container import Container
@@ -67,10 +67,17 @@ def resize(
         volume = container.node(name)
         old_size = volume.size_bytes
         volume.resize(size, shrink=shrink)
-        what = f"{name} from {format_size(old_size)} to {format_size(size)}"
+        what = f"{name} {_from_to(old_size, size)}"
         question = f"resize {what}, dropping what lies beyond"
         outcome = session.settle(container, question, dry_run=dry_run, yes=yes or size >= old_size)
     outcome.report("resized", "would resize", [what])
+
+
+def _from_to(old_bytes: int, new_bytes: int) -> str:
+    """Name two sizes: short where that is exact for both, else in bytes."""
+    old, new = format_size(old_bytes), format_size(new_bytes)
+    is_exact = (parse_size(old), parse_size(new)) == (old_bytes, new_bytes)
+    return f"from {old} to {new}" if is_exact else f"from {old_bytes} to {new_bytes} bytes"
 
 
 @commands.command("delete")
@@ -103,10 +110,7 @@ def _existing_names(container: Container, locations: Sequence[Location]) -> list
     names: list[str] = []
     for location in locations:
         if location.of_every_volume:
-            found = [node.name for node in container.nodes if node.name.endswith(f"{location.node}")]
-            if not found:
-                raise NodeNotFound(f"{location}: no volume has such a snapshot")
-            names += found
+            names += [node.name for node in session.snapshots_of_every_volume(container, location)]
         else:
             names.append(location.one_node())
     return list(dict.fromkeys(names))

@@ -65,7 +65,10 @@ class Handover:
         if step == 1:
             self._hand_over_leaf(table, heir_table, start, stop)
             return
+        idle_word = self._idle_word(heir_table)
         for entry in range(start // step, -(-stop // step)):
+            if table.words[2 * entry] == idle_word:
+                continue
             low, high = max(0, start - entry * step), min(step, stop - entry * step)
             self._hand_over_entry(table, heir_table, entry, step, low, high)
             if table is self.giver.root:
@@ -75,35 +78,39 @@ class Handover:
         self, table: Table, heir_table: Table | None, entry: int, step: int, low: int, high: int
     ) -> None:
         word0 = table.words[2 * entry]
-        is_whole = high - low == step
-        if heir_table is not None and heir_table.words[2 * entry] >> KIND_SHIFT not in (ABSENT, PAGE):
-            heir_table = None  # a covering entry: the heir has all it needs below here
-        if word0 >> KIND_SHIFT != PAGE:
-            if heir_table is not None:
-                self._fill(heir_table, entry, step, low, high, self._translate(word0))
+        is_whole, is_table = high - low == step, word0 >> KIND_SHIFT == PAGE
+        lacking = None  # the heir and its table, unless a covering entry says that it has all it needs below here
+        if self.heir is not None and heir_table is not None:
+            heir_word = heir_table.words[2 * entry]
+            if heir_word >> KIND_SHIFT in (ABSENT, PAGE):
+                lacking = self.heir, heir_table
+            if is_table and is_whole and heir_word == 0:
+                self._graft(self.heir, table, heir_table, entry, step)
+                table.words[2 * entry], table.words[2 * entry + 1] = self.rest_word, 0
+                return
+        if not is_table and lacking:
+            self._fill(*lacking, entry, step, low, high, self._translate(word0))
+            lacking = None
+        if is_table or not is_whole:
             if word0 == self.rest_word:
                 return
-        elif is_whole and heir_table is not None and heir_table.words[2 * entry] == 0:
-            self._graft(table, heir_table, entry, step)
-        else:
             child = self.giver.child_for_writing(table, entry)
-            heir_child = self.heir.child_for_writing(heir_table, entry) if self.heir and heir_table else None
-            self._walk(child, heir_child, step, low, high)
-            if is_whole:
-                self.giver.release(table, entry)
-                self.giver.discard(child)
-        if is_whole:
-            table.words[2 * entry], table.words[2 * entry + 1] = self.rest_word, 0
-        elif word0 >> KIND_SHIFT != PAGE:
-            child = self.giver.child_for_writing(table, entry)
-            self._walk(child, None, step, low, high)
+            self._walk(child, lacking[0].child_for_writing(lacking[1], entry) if lacking else None, step, low, high)
+            if not is_whole:
+                return
+            self.giver.release(table, entry)
+            self.giver.discard(child)
+        table.words[2 * entry], table.words[2 * entry + 1] = self.rest_word, 0
 
     def _hand_over_leaf(self, table: Table, heir_table: Table | None, start: int, stop: int) -> None:
         words = table.words
         inherits = heir_table.words if heir_table is not None else None
         freed: list[int] = []
+        idle_word = self._idle_word(heir_table)
         for i in range(2 * start, 2 * stop, 2):
             word0 = words[i]
+            if word0 == idle_word:
+                continue
             kind = word0 >> KIND_SHIFT
             if inherits is not None and inherits[i] == 0:
                 if kind == PAGE:
@@ -117,11 +124,8 @@ class Handover:
         self.freed += len(freed)
         self.space.free_pages(freed, self.block_units)
 
-    def _graft(self, table: Table, heir_table: Table, entry: int, step: int) -> None:
+    def _graft(self, heir: TableTree, table: Table, heir_table: Table, entry: int, step: int) -> None:
         """Move a whole subtree to the heir by its pointer, then translate what has to be."""
-        heir = self.heir
-        if heir is None:
-            return
         words = slice(2 * entry, 2 * entry + 2)
         child = self.giver.release(table, entry)
         heir_table.words[words] = table.words[words]
@@ -145,10 +149,9 @@ class Handover:
             else:
                 self._adapt(heir, table, i // 2, step // (len(table.words) // 2))
 
-    def _fill(self, heir_table: Table, entry: int, step: int, low: int, high: int, word: int) -> None:
+    def _fill(self, heir: TableTree, heir_table: Table, entry: int, step: int, low: int, high: int, word: int) -> None:
         """Give `word` to what is ABSENT in a range below an entry of the heir that is a table or ABSENT."""
-        heir = self.heir
-        if not word or heir is None:
+        if not word:
             return
         if heir_table.words[2 * entry] == 0 and high - low == step:
             heir_table.words[2 * entry] = word
@@ -162,7 +165,11 @@ class Handover:
                 if kind == ABSENT:
                     table.words[2 * i] = word
             elif kind in (ABSENT, PAGE):
-                self._fill(table, i, below, max(0, low - i * below), min(below, high - i * below), word)
+                self._fill(heir, table, i, below, max(0, low - i * below), min(below, high - i * below), word)
+
+    def _idle_word(self, heir_table: Table | None) -> int | None:
+        """The entry of the giver for which there is nothing to do: it stays as it is, and the heir gains nothing."""
+        return self.rest_word if heir_table is None or not self._translate(self.rest_word) else None
 
     def _translate(self, word0: int) -> int:
         kind = word0 >> KIND_SHIFT

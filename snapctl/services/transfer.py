@@ -6,8 +6,8 @@ could not be finished is removed, or never takes the place of the old one. Holes
 An export holds the container's shared lock, but of an RO snapshot, whose view never changes, it lets go every now and
 then: writers need not wait for it to end. Whatever it knows of the container's pages is forgotten at that moment.
 
-The system's errors about the source or the target become ours here. `BrokenPipeError` alone passes, if standard output
-was closed by its reader, since that is the reader's good right.
+What a source must not be, and what the system says about it, becomes an error of ours here; for the target see
+`snapctl.services.target`.
 """
 
 from __future__ import annotations
@@ -15,31 +15,32 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from snapctl.engine.container import Container
 from snapctl.engine.model import Cow, Kind
-from snapctl.errors import BadSize, IoFailure, NameTaken, NodeNotFound, NoSpace, SnapctlError, UsageError
+from snapctl.errors import BadSize, IoFailure, NodeNotFound, UsageError
+from snapctl.services.target import (
+    CHUNK_BYTES,
+    STANDARD,
+    STANDARD_INPUT,
+    STANDARD_OUTPUT,
+    Target,
+    check_not_container,
+    open_target,
+    translated,
+    wait_until_ready,
+)
 
 if TYPE_CHECKING:
     from snapctl.engine.node import Node
 
 Progress = Callable[[int, int | None], None]
 """Told the bytes done so far, holes included, and of how many if that is known."""
-
-_STANDARD = "-"
-_STANDARD_INPUT, _STANDARD_OUTPUT = 0, 1
-
-_CHUNK_BYTES = 4 << 20
-"""Data moves in pieces of this size, cut where the offset in the volume is a multiple of it."""
-
-_STREAM_CHUNK_BYTES = 256 << 10
-"""The same for pipes going out: writers wait while a slow reader takes one piece."""
 
 _SHORTEST_HOLE_BYTES = 64 << 10
 """Holes in a source are looked for at this granularity; in what is read the engine finds the blocks of zeros."""
@@ -49,8 +50,6 @@ _WINDOW_BYTES = 1 << 30
 
 _TURN_SECONDS = 1.0
 """How long an export holds the lock before it lets writers have a turn, which costs it some hundredths of a second."""
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _ignore(_done_bytes: int, _total_bytes: int | None) -> None:
@@ -120,12 +119,12 @@ def export_node(
         BrokenPipeError: standard output was closed by its reader.
         SnapctlError: the container cannot be opened or read, as `Container.open` and `Node.read`.
     """
-    if target == _STANDARD:
+    if target == STANDARD:
         # Before the container is opened, which could get the number of a closed standard output.
-        _check_standard(_STANDARD_OUTPUT, "standard output")
+        _check_standard(STANDARD_OUTPUT, "standard output")
     with Container.open(container_path, wait_seconds=wait_seconds) as container:
         node = container.node(node_name)
-        with _open_target(target, container_path, node.size_bytes, force=force) as opened:
+        with open_target(target, container_path, node.size_bytes, replace=force) as opened:
             return _export(node, opened, wait_seconds, progress)
 
 
@@ -152,10 +151,10 @@ class _Source:
             try:
                 count = os.readv(self.fd, [view[filled:]])
             except BlockingIOError:
-                _wait_until_ready(self.fd, for_writing=False)
+                wait_until_ready(self.fd, for_writing=False)
                 continue
             except OSError as error:
-                raise _translated(error, f"cannot read {self.name}") from error
+                raise translated(error, f"cannot read {self.name}") from error
             if count == 0:
                 break
             filled += count
@@ -168,7 +167,7 @@ class _Source:
             try:
                 count = os.preadv(self.fd, [view[done:]], self.start_bytes + offset + done)
             except OSError as error:
-                raise _translated(error, f"cannot read {self.name}") from error
+                raise translated(error, f"cannot read {self.name}") from error
             if count == 0:
                 raise self._shrunk()
             done += count
@@ -202,7 +201,7 @@ class _Source:
         try:
             status = os.fstat(self.fd)
         except OSError as error:
-            raise _translated(error, f"cannot read {self.name}") from error
+            raise translated(error, f"cannot read {self.name}") from error
         if stat.S_ISREG(status.st_mode) and status.st_size < self.start_bytes + self.size_bytes:
             raise self._shrunk()
 
@@ -212,14 +211,16 @@ class _Source:
 
 @contextmanager
 def _open_source(source: str, container_path: str) -> Iterator[_Source]:
-    is_standard = source == _STANDARD
+    if not source:
+        raise UsageError("the name of the file to read is empty")
+    is_standard = source == STANDARD
     name = "standard input" if is_standard else source
     try:
-        fd = _STANDARD_INPUT if is_standard else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        fd = STANDARD_INPUT if is_standard else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise _translated(error, f"cannot open {name}") from error
+        raise translated(error, f"cannot open {name}") from error
     try:
-        _check_not_container(fd, name, container_path)
+        check_not_container(fd, name, container_path)
         start, size = _measure(fd, name, from_here=is_standard)
         yield _Source(fd, name, start, size)
     finally:
@@ -239,16 +240,16 @@ def _measure(fd: int, name: str, *, from_here: bool) -> tuple[int, int]:
         end = os.lseek(fd, 0, os.SEEK_END)
         os.lseek(fd, start, os.SEEK_SET)
     except OSError as error:
-        raise _translated(error, f"cannot read {name}") from error
+        raise translated(error, f"cannot read {name}") from error
     return start, max(0, end - start)
 
 
 def _import_file(container: Container, name: str, source: _Source, cow: Cow, progress: Progress) -> Node:
     node = container.create_volume(name, source.size_bytes, cow=cow)
-    buffer = memoryview(bytearray(min(_CHUNK_BYTES, source.size_bytes)))
+    buffer = memoryview(bytearray(min(CHUNK_BYTES, source.size_bytes)))
     with container.changing():
         for start, stop in source.data_ranges():
-            for begin, end in _cut(start, stop, _CHUNK_BYTES):
+            for begin, end in _cut(start, stop, CHUNK_BYTES):
                 piece = buffer[: end - begin]
                 source.read_at(begin, piece)
                 node.write(begin, piece)
@@ -260,7 +261,7 @@ def _import_file(container: Container, name: str, source: _Source, cow: Cow, pro
 
 def _import_stream(container: Container, name: str, source: _Source, cow: Cow, progress: Progress) -> Node:
     """Import what tells its size only at its end: the volume grows with it, which costs a base volume nothing."""
-    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    buffer = memoryview(bytearray(CHUNK_BYTES))
     count = source.fill(buffer)
     if count == 0:
         raise BadSize(f"{source.name} is empty; a volume has at least one byte")
@@ -276,169 +277,7 @@ def _import_stream(container: Container, name: str, source: _Source, cow: Cow, p
     return node
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """A file to export to.
-
-    Attributes:
-        fd: its descriptor.
-        name: for messages.
-        is_sparse: what is not written reads as zeros, and writes may go anywhere.
-        chunk_bytes: the largest piece to write.
-    """
-
-    fd: int
-    name: str
-    is_sparse: bool
-    chunk_bytes: int
-
-    def put(self, offset: int, piece: memoryview) -> None:
-        """Write all of `piece`: at `offset`, or if not sparse after what was written before."""
-        done = 0
-        while done < len(piece):
-            try:
-                if self.is_sparse:
-                    done += os.pwrite(self.fd, piece[done:], offset + done)
-                else:
-                    done += os.write(self.fd, piece[done:])
-            except BlockingIOError:
-                _wait_until_ready(self.fd, for_writing=True)
-            except BrokenPipeError as error:
-                if self.fd == _STANDARD_OUTPUT:
-                    raise
-                raise _translated(error, f"cannot write {self.name}") from error
-            except OSError as error:
-                raise _translated(error, f"cannot write {self.name}") from error
-
-    def sync(self) -> None:
-        """Return when all that was written is durable."""
-        try:
-            os.fsync(self.fd)
-        except OSError as error:
-            raise _translated(error, f"cannot sync {self.name}") from error
-
-
-@contextmanager
-def _open_target(path: str, container_path: str, size_bytes: int, *, force: bool) -> Iterator[_Target]:
-    """Open a target of any kind; a regular file stands under its name, synced, when the block has ended well."""
-    if path == _STANDARD:
-        _check_not_container(_STANDARD_OUTPUT, "standard output", container_path)
-        yield _Target(_STANDARD_OUTPUT, "standard output", is_sparse=False, chunk_bytes=_STREAM_CHUNK_BYTES)
-        return
-    present = _status(path)
-    if present is None or stat.S_ISREG(present.st_mode):
-        if present is not None:
-            _check_replaceable(path, present, container_path, force=force)
-        with _open_file(path, size_bytes, present, force=force) as opened:
-            yield opened
-    else:
-        with _open_device(path, present, size_bytes, force=force) as opened:
-            yield opened
-
-
-def _status(path: str) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise _translated(error, f"cannot write {path}") from error
-
-
-def _check_replaceable(path: str, present: os.stat_result, container_path: str, *, force: bool) -> None:
-    _refuse_container(present, path, container_path)
-    if not force:
-        raise _taken(path)
-
-
-@contextmanager
-def _open_file(path: str, size_bytes: int, present: os.stat_result | None, *, force: bool) -> Iterator[_Target]:
-    """Make a file; with `force` beside its final place, which it takes at the end."""
-    final = os.path.realpath(path) if force else path
-    directory = os.path.dirname(final) or "."
-    made = os.path.join(directory, f".snapctl-{os.urandom(8).hex()}.part") if force else path
-    try:
-        fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    except FileExistsError as error:
-        raise _taken(path) from error
-    except OSError as error:
-        raise _translated(error, f"cannot create {path}") from error
-    try:
-        target = _Target(fd, path, is_sparse=True, chunk_bytes=_CHUNK_BYTES)
-        try:
-            os.ftruncate(fd, size_bytes)
-            if present is not None:
-                _keep_owner_and_mode(fd, present)
-        except OSError as error:
-            raise _translated(error, f"cannot write {path}") from error
-        yield target
-        target.sync()
-        if force:
-            try:
-                os.replace(made, final)
-            except OSError as error:
-                raise _translated(error, f"cannot replace {path}") from error
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(made)
-        raise
-    finally:
-        os.close(fd)
-    _sync_directory(directory)
-
-
-def _keep_owner_and_mode(fd: int, present: os.stat_result) -> None:
-    # Some file systems know neither, and only root gives files away.
-    with suppress(PermissionError):
-        os.fchmod(fd, stat.S_IMODE(present.st_mode) & 0o777)
-        os.fchown(fd, present.st_uid, present.st_gid)
-
-
-def _sync_directory(path: str) -> None:
-    """Make the names in a directory durable, where that is possible."""
-    with suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-@contextmanager
-def _open_device(path: str, present: os.stat_result, size_bytes: int, *, force: bool) -> Iterator[_Target]:
-    """Open what exists and is no regular file: a block device, which has to be large enough, a pipe or the like."""
-    is_block = stat.S_ISBLK(present.st_mode)
-    if is_block and not force:
-        raise NameTaken(f"{path} is a block device; give --force to overwrite all that is on it")
-    # For a block device O_EXCL means that nobody may have it mounted.
-    exclusive = os.O_EXCL if is_block and sys.platform.startswith("linux") else 0
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | exclusive)
-    except OSError as error:
-        raise _translated(error, f"cannot write {path}") from error
-    try:
-        if is_block:
-            _check_room(fd, path, size_bytes)
-        chunk_bytes = _CHUNK_BYTES if is_block else _STREAM_CHUNK_BYTES
-        target = _Target(fd, path, is_sparse=False, chunk_bytes=chunk_bytes)
-        yield target
-        if is_block:
-            target.sync()
-    finally:
-        os.close(fd)
-
-
-def _check_room(fd: int, path: str, size_bytes: int) -> None:
-    try:
-        room = os.lseek(fd, 0, os.SEEK_END)
-        os.lseek(fd, 0, os.SEEK_SET)
-    except OSError as error:
-        raise _translated(error, f"cannot write {path}") from error
-    if room < size_bytes:
-        raise NoSpace(f"{path} holds {room} bytes, {size_bytes} are needed; nothing was written")
-
-
-def _export(node: Node, target: _Target, wait_seconds: float, progress: Progress) -> int:
+def _export(node: Node, target: Target, wait_seconds: float, progress: Progress) -> int:
     """Copy a node's bytes, giving writers their turns if it is an RO snapshot."""
     name, size, container = node.name, node.size_bytes, node.container
     buffer = memoryview(bytearray(min(size, target.chunk_bytes)))
@@ -464,7 +303,7 @@ def _export(node: Node, target: _Target, wait_seconds: float, progress: Progress
     return written
 
 
-def _ranges(node: Node, start: int, target: _Target) -> Iterator[list[tuple[int, int]]]:
+def _ranges(node: Node, start: int, target: Target) -> Iterator[list[tuple[int, int]]]:
     """Yield what there is to write from `start` on as (begin, end), those of one chunk together."""
     chunk_bytes = target.chunk_bytes
     if not target.is_sparse:
@@ -496,43 +335,8 @@ def _cut(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def _check_not_container(fd: int, name: str, container_path: str) -> None:
-    try:
-        status = os.fstat(fd)
-    except OSError as error:
-        raise _translated(error, f"cannot use {name}") from error
-    _refuse_container(status, name, container_path)
-
-
-def _refuse_container(status: os.stat_result, name: str, container_path: str) -> None:
-    """Refuse to copy the container into or over itself."""
-    try:
-        container = os.stat(container_path)
-    except OSError as error:
-        raise _translated(error, f"cannot find {container_path} any more") from error
-    if os.path.samestat(status, container):
-        raise UsageError(f"{name} is the container itself; choose another file")
-
-
 def _check_standard(fd: int, name: str) -> None:
     try:
         os.fstat(fd)
     except OSError as error:
         raise IoFailure(f"{name} is closed") from error
-
-
-def _wait_until_ready(fd: int, *, for_writing: bool) -> None:
-    """Wait for a file that its owner has set not to block."""
-    from select import select
-
-    select([] if for_writing else [fd], [fd] if for_writing else [], [])
-
-
-def _taken(path: str) -> NameTaken:
-    return NameTaken(f"{path} exists already; give --force to replace it")
-
-
-def _translated(error: OSError, message: str) -> SnapctlError:
-    if error.errno in _NO_SPACE:
-        return NoSpace(f"{message}: {error.strerror}; free some space and try again")
-    return IoFailure(f"{message}: {error.strerror}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from snapctl.engine.reading import resolve
 from snapctl.errors import HasDependents, IoFailure, Locked, NodeNotFound, NoSpace, Poisoned
 from snapctl.format.geometry import Geometry
 from snapctl.services.check import check_backend
-from snapctl.storage import lock
 from tests.support.backends import FailingBackend, MemoryBackend
 
 SMALL = Geometry(512, 512)
@@ -160,7 +160,7 @@ def test_a_reader_that_does_not_get_its_lock_back_is_closed(tmp_path: Path, monk
     reader = Container.open(path)
 
     writers: list[Container] = []
-    monkeypatch.setattr(lock.time, "sleep", lambda _seconds: writers.append(Container.open(path, writable=True)))
+    monkeypatch.setattr(time, "sleep", lambda _seconds: writers.append(Container.open(path, writable=True)))
     with pytest.raises(Locked):
         reader.let_writers_in(0)
     with writers[0], pytest.raises(IoFailure):

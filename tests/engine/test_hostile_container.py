@@ -88,7 +88,7 @@ def forge_number(backend: MemoryBackend, field: str, value: int) -> None:
     for slot, copy in product(range(SLOTS), range(COPIES)):
         offset = copy_offset(slot, copy)
         page = backend.data[offset : offset + layout.SUPERBLOCK_BYTES]
-        if has_magic(page):
+        if has_magic(bytes(page)):
             page[at : at + 8] = value.to_bytes(8, "little")
             page[-4:] = crc32c(page[:-4]).to_bytes(4, "little")
             backend.data[offset : offset + layout.SUPERBLOCK_BYTES] = page

@@ -112,7 +112,7 @@ class TestHostileContainers:
             (forged_record("dev", "id", 999), "snapshot list", ["node 999", "next id"]),
             (bytes_in_a_free_slot, "snapshot list", ["free but not empty"]),
             (forged_superblock(node_count=2), "superblock", ["2 nodes; there are 10"]),
-            (forged_superblock(next_node_id=1 << 63, node_count=1 << 62), "superblock", ["there are 10"]),
+            (forged_superblock(next_node_id=(1 << 63) - 1, node_count=1 << 62), "superblock", ["there are 10"]),
             (forged_superblock(pages_total=1 << 20), "container", ["truncated"]),
         ],
     )
