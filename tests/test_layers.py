@@ -54,9 +54,10 @@ FILE_CALLS = {
 }
 FILE_CALLERS = [
     "snapctl.storage.backend",
-    # Exception: reads the files that are imported and writes those that are exported. They are the user's, never the
-    # container; import and export want the same bulk calls on them.
+    # Exceptions: reads the files that are imported, and writes those that are exported or read to. They are the user's,
+    # never the container, and want the same bulk calls.
     "snapctl.services.transfer",
+    "snapctl.services.target",
 ]
 
 # The terminal and the environment are the command line's; below it, values come as arguments and go as results.

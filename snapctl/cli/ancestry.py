@@ -71,7 +71,9 @@ class Ancestry:
         reached = {node.id for node in self.below(self.roots)}
         for node in nodes:
             if node.id not in reached:
-                raise Corruption(f"{node.name} hangs from itself by {self.relation}; run check", node=node.name)
+                raise Corruption(
+                    f"{node.name} hangs in a circle of nodes, by {self.relation}; run check", node=node.name
+                )
 
     def children(self, node: Node) -> Sequence[Node]:
         """Return what hangs from a node: RO snapshots, newest before older, then clones in the order of making."""

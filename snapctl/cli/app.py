@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import Annotated
 
 import typer
-from click import Command, Context, Parameter, UsageError
-from typer.core import TyperGroup, TyperOption
+from click import Command, Context, Option, Parameter, UsageError
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from snapctl import __version__
 from snapctl.cli import output
@@ -39,8 +39,33 @@ COMMANDS = {
 """Every command and the module of this package whose `commands` defines it, in the order of the help."""
 
 
+def _print_help(ctx: Context, _param: Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        output.emit(ctx.get_help() + "\n")
+        ctx.exit()
+
+
+def _with_checked_output(option: Option | None) -> Option | None:
+    """Have ``--help`` print as commands do: it is an error if that fails."""
+    if option is not None:
+        option.callback = _print_help
+    return option
+
+
+class LazyCommand(TyperCommand):
+    """A command of `LazyGroup`."""
+
+    def get_help_option(self, ctx: Context) -> Option | None:
+        """Return the option ``--help``."""
+        return _with_checked_output(super().get_help_option(ctx))
+
+
 class LazyGroup(TyperGroup):
     """The commands of `COMMANDS`, each made when it is asked for."""
+
+    def get_help_option(self, ctx: Context) -> Option | None:
+        """Return the option ``--help``."""
+        return _with_checked_output(super().get_help_option(ctx))
 
     def list_commands(self, ctx: Context) -> list[str]:  # noqa: ARG002 click's signature
         """Return all command names in the order of the help."""
@@ -53,6 +78,7 @@ class LazyGroup(TyperGroup):
         module = import_module(f"snapctl.cli.{COMMANDS[cmd_name]}")
         chosen = typer.Typer(rich_markup_mode=None, add_completion=False)
         chosen.registered_commands = [c for c in module.commands.registered_commands if c.name == cmd_name]
+        chosen.registered_commands[0].cls = LazyCommand
         command = typer.main.get_command(chosen)
         command.params.append(_debug_option())
         return command

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from snapctl.cli import interrupt, output
@@ -60,7 +61,8 @@ def _guarded(arguments: Sequence[str], settings: Settings) -> int:
         output.complain(str(error), traceback=settings.debug)
         return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
+        with suppress(OSError):  # nobody is left to tell
+            error.show()
         return UsageError.exit_code
     except click.ClickException as error:
         output.complain(_usage_line(error), traceback=settings.debug)
@@ -84,15 +86,29 @@ def _dispatch(arguments: Sequence[str], settings: Settings) -> int:
         from snapctl.cli import shells
 
         shells.register()
-        command.main(list(arguments), prog_name=PROGRAM)
+        with _printing():
+            command.main(list(arguments), prog_name=PROGRAM)
     try:
-        with command.make_context(PROGRAM, list(arguments), obj=settings) as context:
+        with _printing():
+            context = command.make_context(PROGRAM, list(arguments), obj=settings)
+        with context:
             command.invoke(context)
     except typer.Exit as finished:
         return finished.exit_code
     except SystemExit as finished:
         return finished.code if isinstance(finished.code, int) else 0
     return 0
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Around what typer does by itself, which is to print candidates and completions, or to install the latter."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise output.os_error(str(error.filename or "standard output"), error) from error
 
 
 def _usage_line(error: ClickException) -> str:

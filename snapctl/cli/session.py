@@ -6,6 +6,7 @@ No command begins on a container that is its own standard output: what it prints
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _STANDARD_OUTPUT = 1
 
-_RACES = 10
+_RACES = 25
 """How often `changing_or_making` tries again because another process made or removed the container meanwhile."""
 
 _RACE_PAUSE_SECONDS = 0.02
@@ -119,11 +120,12 @@ def _enter(stack: ExitStack, container_path: str, wait_seconds: float) -> Contai
 def _may_be_in_the_making(path: str) -> bool:
     """Tell whether what cannot be opened is gone again, or a file that its maker has not locked yet."""
     try:
-        return os.stat(path).st_size == 0
+        status = os.stat(path)
     except FileNotFoundError:
         return not os.path.lexists(path)
     except OSError:
         return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
 
 def snapshots_of_every_volume(container: Container, location: Location) -> list[Node]:

@@ -8,7 +8,6 @@ RO snapshot.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from snapctl.engine.handover import Handover
@@ -98,14 +97,7 @@ def delete(node: Node) -> None:
         if heir is None:
             heir, pass_word = heir_by_take_over(node), ZERO_WORD
     owned = node.own_blocks
-    handover = Handover(
-        giver=node.tree,
-        heir=heir.tree if heir else None,
-        space=container.space,
-        block_units=container.geometry.block_units,
-        relieve=partial(container.relieve, may_write=True),
-        pass_word=pass_word,
-    )
+    handover = Handover(container, node.tree, heir.tree if heir else None, pass_word=pass_word)
     handover.run(0, node.tree.capacity)
     node.tree.discard(node.tree.root)
     if heir is not None:

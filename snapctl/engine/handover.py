@@ -6,12 +6,14 @@ translation. What the heir has no use for is freed. Every page keeps exactly one
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from snapctl.format.pointer import ABSENT, KIND_SHIFT, PAGE, PAGE_MASK, PASS, PASS_WORD
-from snapctl.storage.spacemap import SpaceMap
 from snapctl.storage.tabletree import Table, TableTree
+
+if TYPE_CHECKING:
+    from snapctl.engine.session import Session
 
 
 @dataclass(slots=True)
@@ -19,23 +21,19 @@ class Handover:
     """Takes ranges out of `giver`'s tree.
 
     Attributes:
+        session: of the container that both belong to.
         giver: the tree that loses its entries.
         heir: the tree that inherits where its own entry is ABSENT; None to free everything.
-        space: where pages are given back to.
-        block_units: units of a data block.
         absent_word: what the heir gets for an entry that the giver did not have; 0 to leave it ABSENT.
         pass_word: what the heir gets for PASS.
         rest_word: what the giver is left with.
-        relieve: called between subtrees, when tables may be written out to bound memory.
         freed: data blocks freed so far.
         inherited: data blocks inherited so far, except those in subtrees that were grafted by one pointer.
     """
 
+    session: Session
     giver: TableTree
     heir: TableTree | None
-    space: SpaceMap
-    block_units: int
-    relieve: Callable[[], None]
     absent_word: int = 0
     pass_word: int = PASS_WORD
     rest_word: int = 0
@@ -72,7 +70,7 @@ class Handover:
             low, high = max(0, start - entry * step), min(step, stop - entry * step)
             self._hand_over_entry(table, heir_table, entry, step, low, high)
             if table is self.giver.root:
-                self.relieve()
+                self.session.relieve(may_write=True)
 
     def _hand_over_entry(
         self, table: Table, heir_table: Table | None, entry: int, step: int, low: int, high: int
@@ -122,7 +120,7 @@ class Handover:
                 freed.append(word0 & PAGE_MASK)
             words[i], words[i + 1] = self.rest_word, 0
         self.freed += len(freed)
-        self.space.free_pages(freed, self.block_units)
+        self.session.space.free_pages(freed, self.session.geometry.block_units)
 
     def _graft(self, heir: TableTree, table: Table, heir_table: Table, entry: int, step: int) -> None:
         """Move a whole subtree to the heir by its pointer, then translate what has to be."""

@@ -7,7 +7,6 @@ goes to the file a leaf of blocks at a time, in as few calls as its pages allow.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from snapctl.engine import reading
@@ -126,15 +125,8 @@ def _hole_word(node: Node) -> int:
 def _trim_blocks(node: Node, start: int, stop: int) -> None:
     heir = node.newest_snapshot
     container = node.container
-    handover = Handover(
-        giver=node.tree,
-        heir=heir.tree if heir else None,
-        space=container.space,
-        block_units=container.geometry.block_units,
-        relieve=partial(container.relieve, may_write=True),
-        absent_word=PASS_WORD,
-        rest_word=_hole_word(node),
-    )
+    heir_tree = heir.tree if heir else None
+    handover = Handover(container, node.tree, heir_tree, absent_word=PASS_WORD, rest_word=_hole_word(node))
     handover.run(start, stop)
     node.own_blocks -= handover.freed + handover.inherited
     container.note_change(node)

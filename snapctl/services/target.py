@@ -211,6 +211,7 @@ def _check_room(fd: int, path: str, size_bytes: int) -> None:
 
 
 def check_not_container(fd: int, name: str, container_path: str) -> None:
+    """Refuse an open file that is the container; raises as `refuse_container`."""
     try:
         status = os.fstat(fd)
     except OSError as error:
@@ -219,7 +220,12 @@ def check_not_container(fd: int, name: str, container_path: str) -> None:
 
 
 def refuse_container(status: os.stat_result, name: str, container_path: str) -> None:
-    """Refuse to copy the container into or over itself."""
+    """Refuse to copy the container into or over itself.
+
+    Raises:
+        UsageError: the file is the container.
+        IoFailure: the container cannot be found.
+    """
     try:
         container = os.stat(container_path)
     except OSError as error:
@@ -240,6 +246,12 @@ def _taken(path: str) -> NameTaken:
 
 
 def translated(error: OSError, message: str) -> SnapctlError:
+    """Make an error of ours from the system's about a file other than the container.
+
+    Args:
+        error: as caught.
+        message: what cannot be done, to what.
+    """
     if error.errno in _NO_SPACE:
         return NoSpace(f"{message}: {error.strerror}; free some space and try again")
     return IoFailure(f"{message}: {error.strerror}")

@@ -101,6 +101,32 @@ def wait_until_open(path: Path, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError(f"{path} was not opened")
 
 
+def wait_until_locked(path: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a started process holds the lock of a container; that it has the file open is not enough."""
+    lock = f" {process.pid} "
+    inode = f":{path.stat().st_ino} "
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        if any(lock in row and inode in row for row in Path("/proc/locks").read_text().splitlines()):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{path} was not locked")
+
+
+def redirected(redirections: str, *arguments: object, cwd: Path | None = None) -> Result:
+    """Run one command with its standard streams as a shell's words say, such as ``<&-`` or ``>>file``."""
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirections}', "sh", *command_line(*arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=cwd,
+        env=environment(),
+        timeout=_TIMEOUT_SECONDS,
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr.decode())
+
+
 def one_line(result: Result) -> str:
     """The one line that an error is, and nothing else on any stream."""
     assert result.out == b""

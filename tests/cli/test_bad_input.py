@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from snapctl import Container
 from snapctl.format.superblock import copy_offset, has_magic
-from tests.cli.harness import Result, command_line, digest, environment, one_line, run, snapctl
+from snapctl.storage.backend import FileBackend
+from tests.cli.harness import Result, command_line, digest, environment, one_line, redirected, run, snapctl
+from tests.support.damage import forge_record
 from tests.support.requires import needs
 
 
@@ -283,20 +286,62 @@ def test_full_disk_refuses_the_write_and_keeps_what_it_has(tmp_path: Path):
 
 
 def test_output_to_a_full_disk_is_no_space(unchanged: Path):
-    for arguments in (["read", unchanged / "db"], ["list", unchanged], ["info", "--json", unchanged]):
-        with open("/dev/full", "wb") as full:
-            done = subprocess.run(
-                command_line(*arguments),
-                stdout=full,
-                stderr=subprocess.PIPE,
-                env=environment(),
-                check=False,
-                timeout=60,
-            )
-        assert done.returncode == 6
-        assert one_line(Result(done.returncode, b"", done.stderr.decode())) == (
-            "standard output: no space left on device"
-        )
+    for arguments in (
+        ["read", unchanged / "db"],
+        ["info", "--json", unchanged],
+        ["--version"],
+        ["--help"],
+        ["list", "--help"],
+        ["--show-completion", "bash"],
+    ):
+        result = redirected(">/dev/full", *arguments)
+        assert result.code == 6
+        assert one_line(result) == "standard output: no space left on device"
+    assert redirected("2>/dev/full") == (2, b"", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list", ""],
+        ["init", ""],
+        ["create", "", "--size", "1M"],
+        ["read", "LAB/db", "--output", ""],
+        ["write", "LAB/db", "--input", ""],
+        ["import", "LAB/x", ""],
+        ["export", "--force", "LAB/db", ""],
+    ],
+)
+def test_empty_path_is_wrong_usage(arguments: list[str], unchanged: Path):
+    message = refused(*(word.replace("LAB", str(unchanged)) for word in arguments), code=2)
+    assert message.isprintable()
+    assert "empty" in message
+
+
+def test_snapshot_that_no_volume_has_is_missing(unchanged: Path):
+    for command in ("list", "delete"):
+        assert "no volume has" in refused(command, f"{unchanged}@nope", code=1)
+        refused(command, f"{unchanged}@", code=2)
+    refused("list", unchanged / "@", code=2)
+
+
+def test_import_into_no_container_says_how_to_make_one(tmp_path: Path):
+    message = refused("import", tmp_path / "nope.snap" / "x", "/dev/null", code=1)
+    assert message == f"{tmp_path}/nope.snap: no such file; 'snapctl init' makes a container"
+
+
+@pytest.mark.parametrize("relation", ["parent", "origin"])
+def test_nodes_in_a_circle_are_corruption(relation: str, lab: Path):
+    run("clone", lab / "db@mon", "dev")
+    run("snapshot", lab / "dev@a")
+    run("clone", lab / "dev@a", "dd")
+    backend = FileBackend.open(str(lab), writable=True)
+    with Container.open(str(lab)) as container:
+        dd = container["dd"].id
+    forge_record(backend, "dev", relation, dd)
+    backend.close()
+    for arguments in (["tree", lab], ["tree", lab / "dev", "--json"], ["tree", lab / "dev"], ["tree", lab, "--dot"]):
+        assert "circle" in refused(*arguments, "--by", relation, code=4)
 
 
 def test_missing_input_file_is_named(unchanged: Path):
@@ -304,6 +349,34 @@ def test_missing_input_file_is_named(unchanged: Path):
     assert "nosuch" in refused("import", unchanged / "x", "nosuch", code=1)
     refused("write", unchanged / "db", "--input", "/", code=1)
     refused("import", unchanged / "x", "/", code=1)
+
+
+@pytest.mark.parametrize(
+    ("redirection", "arguments"),
+    [
+        ("1<>", ["read", "LAB/db"]),
+        (">>", ["list", "LAB"]),
+        (">>", ["check", "LAB"]),
+        (">>", ["export", "LAB/db", "-"]),
+        (">>", ["export", "LAB/db", "NEW"]),
+        ("1<>", ["snapshot", "LAB/db@tue"]),
+        ("1<>", ["create", "LAB/x", "--size", "1M"]),
+    ],
+)
+def test_container_that_is_standard_output_is_refused(
+    redirection: str, arguments: list[str], unchanged: Path, tmp_path: Path
+):
+    words = [word.replace("LAB", str(unchanged)).replace("NEW", str(tmp_path / "new")) for word in arguments]
+    result = redirected(f"{redirection}'{unchanged}'", *words)
+    assert (result.code, one_line(result)) == (2, "standard output is the container itself")
+    assert not (tmp_path / "new").exists()
+
+
+def test_container_is_never_written_into_itself(unchanged: Path, tmp_path: Path):
+    (tmp_path / "link").symlink_to(unchanged)
+    assert "itself" in refused("write", unchanged / "db", "--input", tmp_path / "link", code=2)
+    assert "itself" in one_line(redirected(f"<'{unchanged}'", "write", unchanged / "db"))
+    assert "itself" in refused("import", unchanged / "x", unchanged, code=2)
 
 
 def test_container_is_never_overwritten_by_its_own_output(unchanged: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from snapctl import Container
 from tests.cli.harness import command_line, environment, one_line, run, snapctl
 
 MIB = 1 << 20
@@ -37,15 +38,17 @@ def test_create_makes_a_container_where_there_is_none(tmp_path: Path):
 
 
 @pytest.mark.parametrize("offset", [0, 1, 511, 4095, 4096, 5000, 4 * MIB - 1, 4 * MIB, 5 * MIB + 7])
-@pytest.mark.parametrize("length", [0, 1, 4096, 9 * MIB + 13])
-def test_what_is_written_at_any_offset_is_read_back(offset: int, length: int, tmp_path: Path):
+def test_what_is_written_at_any_offset_is_read_back(offset: int, tmp_path: Path):
     path = tmp_path / "x.snap"
-    data = os.urandom(length)
-    run("create", path / "db", "--size", "16M")
-    run("write", path / "db", "--offset", str(offset), stdin=data)
-    assert run("read", path / "db", "--offset", str(offset), "--length", str(length)).out == data
-    whole = run("read", path / "db").out
-    assert whole == bytes(offset) + data + bytes(16 * MIB - offset - length)
+    with Container.create(str(path)) as container:
+        container.create_volume("db", 16 * MIB)
+    expected = bytearray(16 * MIB)
+    for length in (9 * MIB + 13, 4096, 1, 0):
+        data = os.urandom(length)
+        run("write", path / "db", "--offset", str(offset), stdin=data)
+        expected[offset : offset + length] = data
+        assert run("read", path / "db", "--offset", str(offset), "--length", str(length)).out == data
+    assert run("read", path / "db").out == expected
 
 
 def test_write_takes_a_file_from_where_the_shell_has_read_to(lab: Path, tmp_path: Path):
@@ -78,6 +81,22 @@ def test_read_to_a_file_puts_it_in_place_whole(lab: Path, tmp_path: Path):
     assert run("read", lab / "db", "--length", "9", "--output", target).out == b""
     assert target.read_bytes() == b"newnewnew"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lab.snap", "out"]
+
+
+def test_read_to_a_file_keeps_its_mode_and_goes_where_links_lead(lab: Path, tmp_path: Path):
+    target, link = tmp_path / "out", tmp_path / "link"
+    target.write_bytes(b"before")
+    target.chmod(0o640)
+    link.symlink_to("out")
+    run("read", lab / "db", "--offset", "3", "--length", "9", "--format", "hex", "--output", link)
+    assert link.is_symlink()
+    assert target.read_text().startswith("00000003  6e 65 77 6e")
+    assert target.stat().st_mode & 0o777 == 0o640
+
+
+def test_read_to_a_dash_is_to_standard_output(lab: Path, tmp_path: Path):
+    assert run("read", lab / "db", "--length", "3", "--output", "-", cwd=tmp_path).out == b"new"
+    assert not (tmp_path / "-").exists()
 
 
 def test_read_to_a_device_writes_into_it(lab: Path):
@@ -168,6 +187,24 @@ def test_volume_grows_and_shrinks_and_its_snapshot_does_not(lab: Path):
     run("resize", lab / "db", "--size", "5", "--shrink")
     assert run("read", lab / "db").out == b"newne"
     assert run("read", lab / "db@mon").out == (b"old" * 2000).ljust(MIB, b"\0")
+
+
+def test_sizes_that_are_not_round_are_told_in_bytes(lab: Path):
+    would = run("resize", lab / "db", "--size", "1048577", "-n").lines
+    assert would == ["would resize db from 1048576 to 1048577 bytes", "would free 0 bytes (0)"]
+
+
+def test_change_that_takes_room_says_so(lab: Path):
+    """A trim inside a block of a clone gives it a block, and tables, of its own."""
+    run("clone", lab / "db@mon", "dev")
+    command = ["trim", lab / "dev", "--offset", "1", "--length", "1"]
+    before = run("info", "--json", lab).json["container"]["used_bytes"]
+    would = run(*command, "-n").lines[-1]
+    done = run(*command).lines[-1]
+    taken = run("info", "--json", lab).json["container"]["used_bytes"] - before
+    assert taken > 0
+    assert would.startswith(f"would take {taken} bytes more (")
+    assert done.startswith(f"took {taken} bytes more (")
 
 
 def test_delete_lists_what_is_gone(lab: Path):

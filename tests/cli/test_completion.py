@@ -148,7 +148,6 @@ def test_tab_key_completes_the_line(shell: str, folder: Path):
     terminal.expect("ready\r\n")
     for number, (typed, completed) in enumerate(TYPED):
         terminal.type(f"{typed}\t")
-        terminal.expect_more(1.0)
         terminal.type(f"%\x01: '\x05' > line; echo finished''{number}\n")
         terminal.expect(f"finished{number}\r\n")
         terminal.type(f"fc -ln -1 > line; echo written''{number}\n")

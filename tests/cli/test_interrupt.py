@@ -9,16 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.harness import command_line, digest, environment, finish, run, start, wait_until_open
+from tests.cli.harness import (
+    command_line,
+    digest,
+    environment,
+    finish,
+    redirected,
+    run,
+    start,
+    wait_until_locked,
+    wait_until_open,
+)
 
 MIB = 1 << 20
 SIGNALS = [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated"), (signal.SIGHUP, "terminated")]
 
 
 def visible(container: Path) -> list[object]:
-    """All that others see of a container with a volume `db`, the file's length left out."""
+    """All that others see of a container with a volume `db`."""
     document = run("list", "--json", container).json
-    del document["container"]["file_bytes"]
     return [document, run("read", container / "db", "--length", "1M").out]
 
 
@@ -43,7 +52,7 @@ def test_write_that_is_stopped_midway_leaves_nothing(command: str, signal_no: in
 def test_create_that_is_stopped_while_it_waits_changes_nothing(lab: Path):
     before = digest(lab)
     holder = start("write", lab / "db")
-    wait_until_open(lab, holder)
+    wait_until_locked(lab, holder)
     process = start("create", lab / "x", "--size", "1M", "--wait", "60")
     wait_until_open(lab, process)
     process.send_signal(signal.SIGINT)
@@ -106,38 +115,29 @@ def test_head_is_enough(lab: Path):
     assert (done.stdout, done.stderr) == (b"newnew", b"")
 
 
-@pytest.mark.parametrize("arguments", [["list", "LAB"], ["read", "LAB/db"], ["info", "--json", "LAB"]])
+@pytest.mark.parametrize(
+    "arguments", [["list", "LAB"], ["read", "LAB/db"], ["export", "LAB/db", "-"], ["list", "--help"], ["--version"]]
+)
 def test_closed_standard_output_is_an_error(arguments: list[str], lab: Path):
     words = [word.replace("LAB", str(lab)) for word in arguments]
     before = digest(lab)
-    done = subprocess.run(
-        ["sh", "-c", 'exec "$@" >&-', "sh", *command_line(*words)],
-        capture_output=True,
-        env=environment(),
-        check=False,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (1, b"snapctl: standard output is closed\n")
+    assert redirected(">&-", *words) == (1, b"", "snapctl: standard output is closed\n")
     assert digest(lab) == before
 
 
-def test_closed_standard_input_is_an_error(lab: Path):
-    done = subprocess.run(
-        ["sh", "-c", 'exec "$@" <&-', "sh", *command_line("write", lab / "db")],
-        capture_output=True,
-        env=environment(),
-        check=False,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (1, b"snapctl: standard input is closed\n")
+@pytest.mark.parametrize("arguments", [["write", "LAB/db"], ["import", "LAB/x", "-"]])
+def test_closed_standard_input_is_an_error(arguments: list[str], lab: Path):
+    words = [word.replace("LAB", str(lab)) for word in arguments]
+    assert redirected("<&-", *words) == (1, b"", "snapctl: standard input is closed\n")
 
 
 def test_closed_standard_error_does_not_end_up_elsewhere(lab: Path):
-    done = subprocess.run(
-        ["sh", "-c", 'exec "$@" 2>&-', "sh", *command_line("read", lab / "nosuch")],
-        capture_output=True,
-        env=environment(),
-        check=False,
-        timeout=60,
-    )
-    assert (done.returncode, done.stdout) == (1, b"")
+    assert redirected("2>&-", "read", lab / "nosuch") == (1, b"", "")
+
+
+def test_container_never_gets_the_descriptor_of_a_closed_stream(lab: Path):
+    before = digest(lab)
+    assert redirected("<&- >&- 2>&-", "tree", lab).code == 1
+    assert redirected("2>&-", "read", "--debug", lab / "nosuch").code == 1
+    assert redirected("<&- 2>&-", "write", lab / "db", "--input", "/dev/fd/0").code == 0
+    assert digest(lab) == before

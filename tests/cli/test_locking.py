@@ -74,8 +74,12 @@ def test_no_wait_is_no_wait(lab: Path):
 
 
 def test_negative_wait_is_wrong_usage(lab: Path):
-    assert snapctl("list", lab, "--wait", "-1").code == 2
-    assert snapctl("list", lab, "--wait", "soon").code == 2
+    for seconds in ("-1", "soon", "nan", "-inf"):
+        assert snapctl("list", lab, "--wait", seconds).code == 2
+
+
+def test_wait_can_be_for_ever(lab: Path):
+    run("list", lab, "--wait", "inf")
 
 
 def test_readers_share(lab: Path):
@@ -103,6 +107,38 @@ def test_holder_that_dies_leaves_nothing_behind(lab: Path):
         holder.kill()
         holder.wait()
         assert run("list", lab, "--wait", "5").out == before
+
+
+def test_volumes_created_at_once_make_one_container(tmp_path: Path):
+    names = ["a", "b", "c"]
+    makers = [start("create", tmp_path / "new.snap" / name, "--size", "1M", "--wait", "60") for name in names]
+    assert [finish(process) for process in makers] == [(0, b"", "")] * len(makers)
+    assert sorted(node["name"] for node in run("list", "--json", tmp_path / "new.snap").json["nodes"]) == names
+
+
+_FAIL_TO_MAKE = """
+import sys
+from snapctl.cli import session
+with session.making(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.readline()
+    raise SystemExit(1)
+"""
+
+
+def test_container_is_not_taken_from_one_who_waited_for_it(tmp_path: Path):
+    """A container made for nothing is gone before its lock is; whoever waited makes one anew."""
+    path = tmp_path / "new.snap"
+    with subprocess.Popen(
+        [sys.executable, "-c", _FAIL_TO_MAKE, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
+    ) as maker:
+        assert maker.stdout is not None
+        assert maker.stdout.readline() == b"held\n"
+        waiting = start("create", path / "db", "--size", "1M", "--wait", "60")
+        wait_until_open(path, waiting)
+        maker.communicate(b"\n")
+    assert finish(waiting) == (0, b"", "")
+    assert [node["name"] for node in run("list", "--json", path).json["nodes"]] == ["db"]
 
 
 def test_two_writers_take_turns(lab: Path):

@@ -128,6 +128,15 @@ def test_json_info_says_what_hangs_on_a_node(family: Path):
     assert "node" not in run("info", "--json", family).json
 
 
+def test_info_tells_the_number_of_the_last_commit(tmp_path: Path):
+    path = tmp_path / "x.snap"
+    run("init", path)
+    with Container.open(str(path)) as container:
+        last = container.transaction - 1
+    assert run("info", "--json", path).json["container"]["transaction"] == last
+    assert f"transaction  {last}\n" in run("info", path).text
+
+
 def test_info_is_for_people_too(family: Path):
     text = run("info", family).text
     assert "block size   4096 (4K)" in text
