@@ -188,6 +188,7 @@ class Container(Session):
         """Take RO snapshots, ``volume@name`` each, all of the same instant (claims 1 and 2).
 
         Raises:
+            ReadOnlyNode: the container was opened for reading; so say all that change it.
             BadName: not of that form, or named twice.
             NodeNotFound: no such volume.
             NameTaken: the volume has a snapshot of that name.

@@ -34,6 +34,7 @@ def plan(nodes: list[Node], *, cascade: bool) -> list[Node]:
         cascade: delete their dependents, too.
 
     Raises:
+        Corruption: a node descends from itself.
         HasDependents: something descends from them that is not to be deleted.
     """
     wanted = {node.id for node in nodes}

@@ -202,8 +202,11 @@ class Node:
         Raises:
             ReadOnlyNode: an RO snapshot (claims 3 and 7), or a container opened for reading.
             OutOfRange: the data would go beyond the volume's end.
-            NoSpace: no room; the open transaction can only be aborted.
-            Corruption: a block that is written in part cannot be read.
+            NoSpace: no room.
+            Corruption: a block that is written in part, or a table, cannot be read.
+            IoFailure: the system refuses.
+
+        After the last three the open transaction can only be aborted.
         """
         view = memoryview(data).cast("B")
         self.check_writable()

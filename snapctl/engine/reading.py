@@ -47,7 +47,7 @@ class Piece(NamedTuple):
 
 
 def read_into(node: Node, offset: int, buffer: memoryview) -> None:
-    """Fill `buffer` with the bytes of `node` from `offset` on; the range lies inside the node."""
+    """Fill `buffer` from `offset` in bytes on; the range lies inside the node. Raises as `read_blocks`."""
     block_size = node.container.block_size
     step = node.container.geometry.fanout * block_size
     done = 0
@@ -95,7 +95,11 @@ def read_blocks(node: Node, start: int, stop: int, target: memoryview) -> None:
 
 
 def extents(node: Node, offset: int, length: int) -> Iterator[Extent]:
-    """The extents of a range in bytes that lies inside the node; neighbours of one kind are joined."""
+    """The extents of a range in bytes that lies inside the node; neighbours of one kind are joined.
+
+    Raises:
+        Corruption: as `resolve`.
+    """
     size = node.container.block_size
     end = offset + length
     begin, was_zero = offset, True

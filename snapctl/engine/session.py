@@ -113,14 +113,18 @@ class Session:
         return None if newest is None else self.by_id(newest)
 
     def older_snapshot(self, node: Node) -> Node | None:
-        """The RO snapshot of the same origin directly below an RO snapshot."""
+        """The RO snapshot directly below an RO snapshot: the next older one of the same origin."""
         for child in self.children(node):
             if child.kind is Kind.RO:
                 return child
         return None
 
     def snapshots(self, node: Node) -> list[Node]:
-        """The RO snapshots of a volume, newest first."""
+        """The RO snapshots of a volume, newest first.
+
+        Raises:
+            Corruption: they form a cycle, or one of their records is unsound.
+        """
         found: list[Node] = []
         snapshot = self.newest_snapshot(node)
         while snapshot is not None:

@@ -35,7 +35,13 @@ if TYPE_CHECKING:
 
 
 def write(node: Node, offset: int, data: memoryview) -> None:
-    """Write `data` at `offset` in bytes; the range lies inside the volume."""
+    """Write `data` at `offset` in bytes; the range lies inside the volume.
+
+    Raises:
+        NoSpace: no room for the data or for tables; whatever happened before stays in the open transaction.
+        Corruption: a table, or a block that is written in part, cannot be read.
+        IoFailure: the system refuses.
+    """
     block_size = node.container.block_size
     end = offset + len(data)
     position = offset
@@ -55,7 +61,7 @@ def write(node: Node, offset: int, data: memoryview) -> None:
 
 
 def trim(node: Node, offset: int, length: int) -> None:
-    """Make a range in bytes read as zeros; blocks that it covers in full lose their data."""
+    """Make a range in bytes read as zeros; blocks that it covers in full lose their data. Raises as `write`."""
     block_size = node.container.block_size
     end = offset + length
     start, stop = -(-offset // block_size), end // block_size
@@ -85,7 +91,7 @@ def check_resize(node: Node, size_bytes: int, *, shrink: bool) -> None:
 
 
 def resize(node: Node, size_bytes: int) -> None:
-    """Change a volume's size: a smaller one trims the tail, an RW snapshot that grows gets zeros."""
+    """Change a volume's size: a smaller one trims the tail, an RW snapshot that grows gets zeros. Raises as `write`."""
     geometry = node.container.geometry
     old = node.size_bytes
     smaller, larger = sorted((old, size_bytes))
@@ -106,7 +112,7 @@ def _zero(node: Node, start: int, end: int) -> None:
 
 
 def _zero_beyond(node: Node, size_bytes: int) -> None:
-    """Zero the rest of the block in which `size_bytes` lies, as far as it may hold anything else."""
+    """Zero the rest of the block in which `size_bytes` lies."""
     block_size = node.container.block_size
     block_no, at = divmod(size_bytes, block_size)
     if not at:

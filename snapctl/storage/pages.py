@@ -104,6 +104,8 @@ class PageFile:
         """Write buffers one after the other from a page on.
 
         Raises:
+            Poisoned: a write or sync failed earlier.
+            Corruption: the page lies in the superblock area.
             NoSpace: the file system is full; the container stays usable.
             IoFailure: any other refusal, which poisons.
         """
@@ -117,12 +119,7 @@ class PageFile:
             raise
 
     def write_pages(self, pages: Iterable[tuple[int, bytes]]) -> None:
-        """Write single pages, joining those that are neighbours on disk into one call.
-
-        Raises:
-            NoSpace: the file system is full; the container stays usable.
-            IoFailure: any other refusal, which poisons.
-        """
+        """Write single pages, joining those that are neighbours on disk into one call; raises as `write_run`."""
         run: list[Buffer] = []
         start = stop = 0
         for page_no, page in sorted(pages):

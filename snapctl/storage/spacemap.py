@@ -223,6 +223,9 @@ class SpaceMap:
 
         Returns:
             Runs (page, units) that no slot stands for any more, worth punching out.
+
+        Raises:
+            Corruption: a bitmap in which something was freed cannot be read.
         """
         retired = list(self._retired())
         changed = {index for index, bitmap in self._bitmaps.items() if bitmap.changed}

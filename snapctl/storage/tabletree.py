@@ -136,6 +136,9 @@ class TableTree:
         Yields:
             (first, end, leaf, word0): a last-level table that holds the entries from first to end, or None, and the
             first word of the entry above: with no leaf the one that covers them all.
+
+        Raises:
+            Corruption: a table on the way cannot be read as such.
         """
         fanout = self._fanout
         position = start
@@ -153,7 +156,7 @@ class TableTree:
             position = end
 
     def get(self, index: int) -> Pointer:
-        """The pointer at `index`, or the covering one above it."""
+        """The pointer at `index`, or the covering one above it; raises as `spans`."""
         _, _, leaf, word0 = next(self.spans(index, index + 1))
         if leaf is None:
             return Pointer(word0, 0)
@@ -161,13 +164,13 @@ class TableTree:
         return Pointer(leaf.words[entry], leaf.words[entry + 1])
 
     def put(self, index: int, pointer: Pointer) -> None:
-        """Set the pointer at `index`, making the tables above it."""
+        """Set the pointer at `index`, making the tables above it; raises as `spans`."""
         leaf = self.leaf_for_writing(index)
         entry = 2 * (index % self._fanout)
         leaf.words[entry], leaf.words[entry + 1] = pointer
 
     def leaf_for_writing(self, index: int) -> Table:
-        """The last-level table that holds `index`, made if need be, ready to be changed."""
+        """The last-level table that holds `index`, made if need be, ready to be changed; raises as `spans`."""
         table, span = self.root, self.capacity
         self.touch(table)
         while span > self._fanout:
@@ -179,6 +182,9 @@ class TableTree:
         """The table below an entry of a changed table, ready to be changed.
 
         One that does not exist is made, filled with the kind that the entry had (the split of a covering entry).
+
+        Raises:
+            Corruption: the table cannot be read as such.
         """
         child = self.child(table, entry)
         if child is None:
@@ -194,6 +200,9 @@ class TableTree:
         """Make a table changeable: its committed page is freed, its words live in memory until the commit.
 
         Every table above it must be touched as well; `child_for_writing` does that on the way down.
+
+        Raises:
+            Corruption: the space map has its page as free.
         """
         if not table.changed:
             self._space.free(table.page_no, self._units)
@@ -213,7 +222,7 @@ class TableTree:
         return table.children.pop(entry, None)
 
     def discard(self, table: Table) -> None:
-        """Free the page of a table that nothing points to any more."""
+        """Free the page of a table that nothing points to any more; raises as `touch`."""
         if table.page_no:
             self._space.free(table.page_no, self._units)
 
