@@ -188,6 +188,7 @@ class SnapshotList:
                             raise Corruption(f"two records of the snapshot list bear the id {key[0]}; run check")
                         self._slots[key[0]] = slot
                         self._index(*key)
+                        self._first_free += slot == self._first_free
         self._used_slots.update(self._slots.values())
         if max(self._slots, default=0) >= self.next_id:
             raise Corruption("a node's id is not below the next one to be given; run check")
