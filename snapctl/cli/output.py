@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TextIO
 
 from snapctl.errors import NoSpace, SnapctlError
+
+_STANDARD_OUTPUT, _STANDARD_ERROR = 1, 2
 
 
 class Table(NamedTuple):
@@ -150,6 +152,14 @@ def _aligned(table: Table) -> Iterable[str]:
         yield "  ".join(cells).rstrip()
 
 
+def show_to_stderr(show: Callable[[], None]) -> None:
+    """Call what prints to standard error, where failure leaves nobody to tell."""
+    try:
+        show()
+    except OSError:
+        discard(_STANDARD_ERROR)
+
+
 def complain(message: str, *, traceback: bool = False, after_echo: bool = False) -> None:
     """Print a one-line message to standard error.
 
@@ -167,8 +177,8 @@ def complain(message: str, *, traceback: bool = False, after_echo: bool = False)
             print_exc(file=sys.stderr)
         start = "\n" if after_echo and is_terminal(sys.stderr) else ""
         print(f"{start}snapctl: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
-    except OSError:
-        return  # nobody is left to tell; the exit code still does
+    except OSError:  # nobody is left to tell; the exit code still does
+        discard(_STANDARD_ERROR)
 
 
 def confirmed(question: str) -> bool:
@@ -190,8 +200,8 @@ def flush() -> None:
         raise _translated(error) from error
 
 
-def discard() -> None:
-    """Drop what standard output still buffers, so that the interpreter does not try again when it ends."""
+def discard(descriptor: int = _STANDARD_OUTPUT) -> None:
+    """Drop what a standard stream still buffers, so that the interpreter does not fail on it when it ends."""
     sink = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, 1)
+    os.dup2(sink, descriptor)
     os.close(sink)

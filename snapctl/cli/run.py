@@ -43,9 +43,13 @@ def run(arguments: Sequence[str]) -> int:
         return _guarded(arguments, Settings())
     except interrupt.Interrupted as interrupted:
         output.complain(str(interrupted), after_echo=True)
+        output.discard()  # whoever reads it may not, and the signals that end this are over
         return 128 + interrupted.signal_no
     finally:
         interrupt.ignore()
+        # The interpreter flushes once more when it ends; what fails to be has been told.
+        with suppress(BrokenPipeError, SnapctlError):
+            output.flush()
 
 
 def _guarded(arguments: Sequence[str], settings: Settings) -> int:
@@ -61,8 +65,7 @@ def _guarded(arguments: Sequence[str], settings: Settings) -> int:
         output.complain(str(error), traceback=settings.debug)
         return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
-        with suppress(OSError):  # nobody is left to tell
-            error.show()
+        output.show_to_stderr(error.show)
         return UsageError.exit_code
     except click.ClickException as error:
         output.complain(_usage_line(error), traceback=settings.debug)

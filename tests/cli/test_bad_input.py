@@ -298,6 +298,7 @@ def test_output_to_a_full_disk_is_no_space(unchanged: Path):
         assert result.code == 6
         assert one_line(result) == "standard output: no space left on device"
     assert redirected("2>/dev/full") == (2, b"", "")
+    assert redirected("2>/dev/full", "read", unchanged / "nosuch") == (1, b"", "")
 
 
 @pytest.mark.parametrize(

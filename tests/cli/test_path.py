@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,13 @@ def test_nothing_at_all_needs_the_variable():
         locate(None)
 
 
+@pytest.mark.parametrize("look", [locate, locate_new])
+def test_empty_path_is_not_a_path_left_out(look: Callable[[str], Location], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SNAPCTL_CONTAINER", "sub/x.snap")
+    with pytest.raises(UsageError, match="the path is empty"):
+        look("")
+
+
 def test_path_that_the_system_refuses_is_an_error():
     with pytest.raises(NotAContainer, match="too long"):
         locate("x" * 5000)
@@ -136,7 +144,7 @@ def test_new_volume_may_be_bare_with_the_variable(monkeypatch: pytest.MonkeyPatc
     assert locate_new("lab.snap/db") == Location("lab.snap", "db")
 
 
-@pytest.mark.parametrize("text", ["db", "lab.snap", "lab.snap/", "new.snap/", ""])
+@pytest.mark.parametrize("text", ["db", "lab.snap", "lab.snap/", "new.snap/"])
 def test_new_volume_without_a_name_or_a_container_is_refused(text: str):
     with pytest.raises(UsageError, match="name the volume to make"):
         locate_new(text)
