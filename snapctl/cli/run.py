@@ -24,6 +24,7 @@ PROGRAM = "snapctl"
 COMPLETION_VARIABLE = "_SNAPCTL_COMPLETE"
 """Set by the shells' completion functions; typer then answers with candidates instead of running a command."""
 
+_COMPLETION_OPTIONS = ("--install-completion", "--show-completion")
 _FAILED = 1
 _CLOSED_PIPE = 128 + signal.SIGPIPE
 
@@ -85,6 +86,10 @@ def _dispatch(arguments: Sequence[str], settings: Settings) -> int:
     from snapctl.cli.app import app
 
     command = typer.main.get_command(app)
+    if any(argument.startswith(_COMPLETION_OPTIONS) for argument in arguments):
+        from snapctl.cli import shells
+
+        shells.prefer_own_scripts()
     if COMPLETION_VARIABLE in os.environ:
         from snapctl.cli import shells
 

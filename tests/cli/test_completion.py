@@ -157,8 +157,8 @@ def test_tab_key_completes_the_line(shell: str, folder: Path):
     terminal.close()
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_can_be_shown_and_installed(shell: str, tmp_path: Path):
+@pytest.mark.parametrize(("shell", "script"), [("bash", "snapctl.bash"), ("zsh", "_snapctl"), ("fish", "snapctl.fish")])
+def test_completion_can_be_shown_and_installed(shell: str, script: str, tmp_path: Path):
     def asked(option: str) -> str:
         return run(option, shell, HOME=str(tmp_path), _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1").text
 
@@ -166,4 +166,4 @@ def test_completion_can_be_shown_and_installed(shell: str, tmp_path: Path):
     assert "completion installed" in asked("--install-completion")
     installed = [path for path in tmp_path.rglob("*snapctl*") if path.is_file()]
     assert len(installed) == 1
-    assert "_SNAPCTL_COMPLETE" in installed[0].read_text()
+    assert installed[0].read_text().strip() == (SCRIPTS / script).read_text().strip()
