@@ -253,8 +253,8 @@ class SpillingSnapshotTree(SnapshotTree):
 
 
 TestSnapshotTree = SnapshotTree.TestCase
-TestSnapshotTree.settings = settings(max_examples=60, stateful_step_count=40)
+TestSnapshotTree.settings = settings(stateful_step_count=40)
 TestCommittingSnapshotTree = CommittingSnapshotTree.TestCase
-TestCommittingSnapshotTree.settings = settings(max_examples=40, stateful_step_count=30)
+TestCommittingSnapshotTree.settings = settings(stateful_step_count=30)
 TestSpillingSnapshotTree = SpillingSnapshotTree.TestCase
-TestSpillingSnapshotTree.settings = settings(max_examples=40, stateful_step_count=30)
+TestSpillingSnapshotTree.settings = settings(stateful_step_count=30)
