@@ -219,8 +219,9 @@ class Node:
         """Make a range read as zeros, giving up its data; snapshots keep theirs. Raises as `write`."""
         self.check_writable()
         self.check_range(offset, length)
-        with self.container.changing():
-            writing.trim(self, offset, length)
+        if length:
+            with self.container.changing():
+                writing.trim(self, offset, length)
 
     def resize(self, size_bytes: int, *, shrink: bool = False) -> None:
         """Change the volume's size; snapshots keep their own size and data.
@@ -235,8 +236,9 @@ class Node:
         """
         self.check_writable()
         writing.check_resize(self, size_bytes, shrink=shrink)
-        with self.container.changing():
-            writing.resize(self, size_bytes)
+        if size_bytes != self.size_bytes:
+            with self.container.changing():
+                writing.resize(self, size_bytes)
 
     def check_writable(self) -> None:
         """Refuse to change what must not change.
@@ -257,10 +259,11 @@ class Node:
         """
         self.container.check_whole()
         self._check_there()
-        if offset < 0 or length < 0 or offset + length > self.size_bytes:
-            raise OutOfRange(
-                f"bytes {offset} to {offset + length} do not lie inside {self.name}, which has {self.size_bytes}"
-            )
+        size = self.size_bytes
+        if offset > size:
+            raise OutOfRange(f"offset {offset} lies beyond the end of {self.name}, which has {size} bytes")
+        if offset < 0 or length < 0 or offset + length > size:
+            raise OutOfRange(f"bytes {offset} to {offset + length} do not lie inside {self.name}, which has {size}")
 
     def _check_there(self) -> None:
         if self.is_gone:

@@ -95,8 +95,6 @@ def resize(node: Node, size_bytes: int) -> None:
     geometry = node.container.geometry
     old = node.size_bytes
     smaller, larger = sorted((old, size_bytes))
-    if smaller == larger:
-        return
     if size_bytes < old or node.kind is Kind.RW:
         node.container.space.may_use_reserve = True
         # Every block of the tail, mapped or not, and the last block's bytes beyond the end: whoever grows over them

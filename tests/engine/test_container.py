@@ -264,3 +264,14 @@ def test_a_full_container_fails_the_write_keeps_the_snapshots_and_lets_delete_th
     with Container.open(path) as container:
         assert container["db"].read(3 << 20, 3 << 20) == b"a" * (3 << 20)
         assert container.used_bytes < 5 << 20
+
+
+def test_what_changes_nothing_commits_nothing(container: Container):
+    volume = container.create_volume("db", GIB)
+    container.commit()
+    number = container.transaction
+    volume.trim(5, 0)
+    volume.write(5, b"")
+    volume.resize(GIB)
+    container.commit()
+    assert container.transaction == number

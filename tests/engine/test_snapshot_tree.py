@@ -25,7 +25,6 @@ BLOCK = 512
 LEAF = BLOCK * 32
 SUBTREE = LEAF * 32
 LARGEST = SUBTREE * 32
-MOST_NODES = 14
 DEEPEST = 4
 
 sizes = st.one_of(
@@ -60,6 +59,8 @@ class SnapshotTree(RuleBasedStateMachine):
     """Steps that the engine and the model take together."""
 
     commits_each_step = False
+    prefers_deep = False
+    most_nodes = 14
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,6 +80,7 @@ class SnapshotTree(RuleBasedStateMachine):
 
     def draw_node(self, data: st.DataObject, *kinds: Kind) -> Node:
         nodes = [node for node in self.container.nodes if node.kind in kinds]
+        nodes.sort(key=depth, reverse=self.prefers_deep)
         return data.draw(st.sampled_from(nodes), label="node")
 
     def changed(self) -> None:
@@ -93,7 +95,7 @@ class SnapshotTree(RuleBasedStateMachine):
         return self.has(Kind.BASE, Kind.RW)
 
     def has_room(self) -> bool:
-        return len(self.models) < MOST_NODES
+        return len(self.models) < self.most_nodes
 
     @precondition(has_room)
     @rule(size=sizes, cow=st.sampled_from(list(Cow)))
@@ -238,6 +240,30 @@ class CommittingSnapshotTree(SnapshotTree):
     commits_each_step = True
 
 
+class DeepSnapshotTree(SnapshotTree):
+    """The same on a tree that is four clones deep from the beginning, with entries on each level of each of them."""
+
+    prefers_deep = True
+    most_nodes = 24
+
+    @initialize(geometry=st.just((512, 512)), cow=st.sampled_from(list(Cow)))
+    def begin(self, geometry: tuple[int, int], cow: Cow) -> None:
+        super().begin(geometry)
+        volume = self.container.create_volume("v0", 3 * SUBTREE + 100, cow=cow)
+        self.models[volume.id] = bytearray(volume.size_bytes)
+        for number in range(1, DEEPEST + 1):
+            for offset in (0, LEAF, SUBTREE, 2 * SUBTREE - 700):
+                content = bytes([number]) * 3 * BLOCK
+                volume.write(offset, content)
+                self.models[volume.id][offset : offset + len(content)] = content
+            clone = self.container.clone(volume.name, f"v{number}")
+            assert clone.parent is not None
+            self.models[clone.parent.id] = bytearray(self.models[volume.id])
+            self.models[clone.id] = bytearray(self.models[volume.id])
+            volume = clone
+        self.commit()
+
+
 class SpillingSnapshotTree(SnapshotTree):
     """The same, with hardly any tables kept in memory, so that they are written out in mid-transaction."""
 
@@ -258,3 +284,5 @@ TestCommittingSnapshotTree = CommittingSnapshotTree.TestCase
 TestCommittingSnapshotTree.settings = settings(stateful_step_count=30)
 TestSpillingSnapshotTree = SpillingSnapshotTree.TestCase
 TestSpillingSnapshotTree.settings = settings(stateful_step_count=30)
+TestDeepSnapshotTree = DeepSnapshotTree.TestCase
+TestDeepSnapshotTree.settings = settings(stateful_step_count=30)
