@@ -17,6 +17,7 @@ The tree (exit code in brackets)::
     |   `-- Poisoned [1]            used after such a failure
     |-- Corruption [4]              bytes that contradict their checksum or each other
     |   |-- Truncated [4]           the file is shorter than its superblock says
+    |   |-- DamagedTable [4]        a table that cannot be used; nothing beneath it can be reached
     |   `-- DataLost [4]            a block marked as damaged beyond repair
     |-- Locked [5]                  held by another process
     `-- NoSpace [6]                 the disk or the container's capacity is full
@@ -98,19 +99,42 @@ class Corruption(SnapctlError):
 
     Attributes:
         node: full name of the node whose data is affected, if known.
+        bytes_affected: where in that node, as (offset of the first byte, offset after the last), if known.
         page_no: the page at fault, if one is.
     """
 
     exit_code = 4
 
-    def __init__(self, message: str, *, node: str | None = None, page_no: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        node: str | None = None,
+        bytes_affected: tuple[int, int] | None = None,
+        page_no: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.node = node
+        self.bytes_affected = bytes_affected
         self.page_no = page_no
 
 
 class Truncated(Corruption):
     """The container file is shorter than its superblock says."""
+
+
+class DamagedTable(Corruption):
+    """A table that fails its checksum or its bounds, so that nothing beneath it can be reached.
+
+    Attributes:
+        start: first index that it covers; of a volume, a block number.
+        stop: index after the last.
+    """
+
+    def __init__(self, message: str, *, start: int = 0, stop: int = 0, page_no: int | None = None) -> None:
+        super().__init__(message, page_no=page_no)
+        self.start = start
+        self.stop = stop
 
 
 class DataLost(Corruption):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from snapctl.engine.model import Extent
-from snapctl.errors import Corruption, DataLost
+from snapctl.errors import Corruption, DamagedTable, DataLost
 from snapctl.format.checksum import crc32c
 from snapctl.format.pointer import ABSENT, CHECKSUM_MASK, KIND_SHIFT, LOST, PAGE, PAGE_MASK, PASS, ZERO, kind_runs
 
@@ -80,15 +80,10 @@ def read_blocks(node: Node, start: int, stop: int, target: memoryview) -> None:
         end = (piece.stop - start) * size
         if piece.words is None:
             if piece.kind == LOST:
-                raise DataLost(
-                    f"{_where(node, piece)}: damaged beyond repair; writing it anew heals it", node=node.name
-                )
+                raise _error(DataLost, node, piece, "damaged beyond repair; writing it anew heals it", None)
             target[begin:end] = bytes(end - begin)
             continue
-        try:
-            _read_pages(piece, piece.words, target[begin:end])
-        except Corruption as error:
-            raise Corruption(f"{_where(node, piece)}: {error}", node=node.name, page_no=error.page_no) from error
+        _read_pages(node, piece, piece.words, target[begin:end])
         if piece.limit_bytes < piece.stop * size:
             cut = max(begin, piece.limit_bytes - start * size)
             target[cut:end] = bytes(end - cut)
@@ -129,22 +124,30 @@ def resolve(node: Node, start: int, stop: int) -> Iterator[Piece]:
         Pieces in order, without gaps.
 
     Raises:
-        Corruption: a table is damaged, or the parents form a cycle.
+        Corruption: a table or a record on the way is damaged, or the parents form a cycle; it names node and bytes.
     """
     # Depth first with a stack of our own, since chains are as long as people keep snapshots; and lazily, since a range
     # may be terabytes.
     most_hops = len(node.container)
-    stack = [iter([Piece(start, stop, ABSENT, node.size_bytes, node, None, 0)])]
+    whole = Piece(start, stop, ABSENT, node.size_bytes, node, None, 0)
+    stack = [(whole, iter([whole]))]
     while stack:
-        piece = next(stack[-1], None)
+        asked, found = stack[-1]
+        try:
+            piece = next(found, None)
+        except DamagedTable as error:
+            beneath = asked._replace(start=max(asked.start, error.start), stop=min(asked.stop, error.stop))
+            raise _error(Corruption, node, beneath, str(error), error.page_no) from error
+        except Corruption as error:
+            raise _error(Corruption, node, asked, str(error), error.page_no) from error
         if piece is None:
             stack.pop()
         elif piece.kind != ABSENT:
             yield piece
         elif piece.hops > most_hops:
-            raise Corruption(f"{node.name}: its ancestors form a cycle; run check", node=node.name)
+            raise _error(Corruption, node, piece, "its ancestors form a cycle; run check", None)
         else:
-            stack.append(_look_up(piece))
+            stack.append((piece, _look_up(piece)))
 
 
 def _look_up(piece: Piece) -> Iterator[Piece]:
@@ -187,7 +190,7 @@ def _entries(piece: Piece) -> Iterator[Piece]:
                 origin = node.origin
                 yield _hop(start, stop, piece, origin.parent if origin else None)
             else:
-                raise Corruption(f"{node.name}: pointer of unknown kind {kind} for block {start}", node=node.name)
+                raise DamagedTable(f"pointer of unknown kind {kind:#x}", start=start, stop=stop)
 
 
 def _hop(start: int, stop: int, piece: Piece, parent: Node | None) -> Piece:
@@ -199,14 +202,17 @@ def _hop(start: int, stop: int, piece: Piece, parent: Node | None) -> Piece:
     return Piece(start, stop, kind, limit, parent, None, piece.hops + 1)
 
 
-def _where(node: Node, piece: Piece) -> str:
+def _error(kind: type[Corruption], node: Node, piece: Piece, what: str, page_no: int | None) -> Corruption:
+    """What is raised when a piece of `node` cannot be had: it names the bytes of the node, and who holds them."""
     size = node.container.block_size
+    start, stop = piece.start * size, min(piece.stop * size, node.size_bytes)
     holder = "" if piece.owner is node else f" (held by {piece.owner.name})"
-    return f"{node.name} bytes {piece.start * size} to {min(piece.stop * size, node.size_bytes)}{holder}"
+    message = f"{node.name} bytes {start} to {stop}{holder}: {what}"
+    return kind(message, node=node.name, bytes_affected=(start, stop), page_no=page_no)
 
 
-def _read_pages(piece: Piece, words: array[int], target: memoryview) -> None:
-    """Read the data blocks of one piece, physically adjacent ones at a stroke, and verify each."""
+def _read_pages(node: Node, piece: Piece, words: array[int], target: memoryview) -> None:
+    """Read the data blocks of one piece of `node`, physically adjacent ones at a stroke, and verify each."""
     container = piece.owner.container
     pages, geometry = container.pages, container.geometry
     size, units = geometry.block_size, geometry.block_units
@@ -218,11 +224,14 @@ def _read_pages(piece: Piece, words: array[int], target: memoryview) -> None:
         j = i + 1
         while j < count and words[2 * (shift + j)] == word0 + (j - i) * units:
             j += 1
-        pages.read_run(pages.locate(word0, (j - i) * size), target[i * size : j * size])
+        try:
+            pages.read_run(pages.locate(word0, (j - i) * size), target[i * size : j * size])
+        except Corruption as error:
+            run = piece._replace(start=piece.start + i, stop=piece.start + j)
+            raise _error(Corruption, node, run, f"data: {error}", error.page_no) from error
         for k in range(i, j):
             if crc32c(target[k * size : (k + 1) * size]) != words[2 * (shift + k) + 1] & CHECKSUM_MASK:
                 page_no = words[2 * (shift + k)] & PAGE_MASK
-                raise Corruption(
-                    f"data of block {piece.start + k} at page {page_no} fails its checksum", page_no=page_no
-                )
+                block = piece._replace(start=piece.start + k, stop=piece.start + k + 1)
+                raise _error(Corruption, node, block, f"data at page {page_no} fails its checksum", page_no)
         i = j

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Protocol
 
-from snapctl.errors import Corruption
+from snapctl.errors import Corruption, DamagedTable
 from snapctl.format.pointer import (
     KIND_SHIFT,
     LOST,
@@ -87,7 +87,7 @@ class TableTree:
             what: whose tables these are, for messages.
 
         Raises:
-            Corruption: the first table fails its checksum.
+            DamagedTable: the first table cannot be read as such.
         """
         self._pages = pages
         self._space = space
@@ -102,7 +102,10 @@ class TableTree:
             self.root = Table(filled_table(self._fanout), 0, changed=True)
             pages.resident_tables += 1
         else:
-            self.root = self._load(pointer.word0, pointer.word1)
+            try:
+                self.root = self._load(pointer.word0, pointer.word1)
+            except Corruption as error:
+                raise DamagedTable(str(error), start=0, stop=self.capacity, page_no=error.page_no) from error
 
     @property
     def changed(self) -> bool:
@@ -138,7 +141,7 @@ class TableTree:
             first word of the entry above: with no leaf the one that covers them all.
 
         Raises:
-            Corruption: a table on the way cannot be read as such.
+            DamagedTable: a table on the way cannot be read as such; the walk can be taken up again behind it.
         """
         fanout = self._fanout
         position = start
@@ -150,7 +153,10 @@ class TableTree:
                 entry = (position - base) // span
                 base += entry * span
                 word0 = leaf.words[2 * entry]
-                leaf = self.child(leaf, entry)
+                try:
+                    leaf = self.child(leaf, entry)
+                except Corruption as error:
+                    raise DamagedTable(str(error), start=base, stop=base + span, page_no=error.page_no) from error
             end = min(stop, base + span)
             yield position, end, leaf, word0
             position = end
