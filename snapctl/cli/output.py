@@ -152,6 +152,11 @@ def _aligned(table: Table) -> Iterable[str]:
         yield "  ".join(cells).rstrip()
 
 
+def count(number: int, what: str) -> str:
+    """Write how many there are: ``1 node``, ``2 nodes``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def show_to_stderr(show: Callable[[], None]) -> None:
     """Call what prints to standard error, where failure leaves nobody to tell."""
     try:

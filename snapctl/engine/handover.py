@@ -87,7 +87,7 @@ class Handover:
                 table.words[2 * entry], table.words[2 * entry + 1] = self.rest_word, 0
                 return
         if not is_table and lacking:
-            self._fill(*lacking, entry, step, low, high, self._translate(word0))
+            lacking[0].fill_entry(lacking[1], entry, step, low, high, self._translate(word0))
             lacking = None
         if is_table or not is_whole:
             if word0 == self.rest_word:
@@ -146,24 +146,6 @@ class Handover:
                 self.inherited += 1
             else:
                 self._adapt(heir, table, i // 2, step // (len(table.words) // 2))
-
-    def _fill(self, heir: TableTree, heir_table: Table, entry: int, step: int, low: int, high: int, word: int) -> None:
-        """Give `word` to what is ABSENT in a range below an entry of the heir that is a table or ABSENT."""
-        if not word:
-            return
-        if heir_table.words[2 * entry] == 0 and high - low == step:
-            heir_table.words[2 * entry] = word
-            return
-        table = heir.child_for_writing(heir_table, entry)
-        fanout = len(table.words) // 2
-        below = step // fanout
-        for i in range(low // below, -(-high // below)):
-            kind = table.words[2 * i] >> KIND_SHIFT
-            if below == 1:
-                if kind == ABSENT:
-                    table.words[2 * i] = word
-            elif kind in (ABSENT, PAGE):
-                self._fill(heir, table, i, below, max(0, low - i * below), min(below, high - i * below), word)
 
     def _idle_word(self, heir_table: Table | None) -> int | None:
         """The entry of the giver for which there is nothing to do: it stays as it is, and the heir gains nothing."""

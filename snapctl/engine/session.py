@@ -277,9 +277,11 @@ class Session:
         )
         node = Node(self, record)
         node.begin_tables()
-        self._nodes[node.id] = node
-        self.put_record(node)
-        return node
+        return self._enter(node)
+
+    def restore(self, record: NodeRecord) -> Node:
+        """Put a node into the list as its record has it, with the tables that it names (for a repair)."""
+        return self._enter(Node(self, record))
 
     def remove(self, node: Node) -> None:
         """Drop the record of a node whose tables have been given up."""
@@ -319,6 +321,11 @@ class Session:
                 self._nodes[node_id] = node
             else:
                 node.is_gone = True
+
+    def _enter(self, node: Node) -> Node:
+        self._nodes[node.id] = node
+        self.put_record(node)
+        return node
 
     def _place(self) -> None:
         for node in list(self._nodes.values()):

@@ -41,6 +41,7 @@ _superblock_fields = (
     "space_map" / Pointer,
     "log_page" / Int64ul,
     "log_pages" / Int64ul,
+    "repaired_from" / Int64ul,
 )
 _superblock_used = sum(field.sizeof() for field in _superblock_fields)
 

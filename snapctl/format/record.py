@@ -165,6 +165,11 @@ def build(record: NodeRecord) -> bytes:
     )
 
 
+def kind_of(raw: RawRecord) -> Kind | None:
+    """The kind that a raw record tells; None if there is no such kind."""
+    return _KINDS.get(raw.kind)
+
+
 def parse(raw: RawRecord, geometry: Geometry) -> NodeRecord:
     """Judge a raw record by itself; what it says of other nodes is for the caller to check.
 
@@ -176,7 +181,7 @@ def parse(raw: RawRecord, geometry: Geometry) -> NodeRecord:
         check_name(name)
     except BadName as error:
         raise Corruption(f"node {raw.id}: {error}") from error
-    kind, cow = _KINDS.get(raw.kind), _COWS.get(raw.cow)
+    kind, cow = kind_of(raw), _COWS.get(raw.cow)
     faults = [
         what
         for what, wrong in (

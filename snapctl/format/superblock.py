@@ -36,6 +36,7 @@ class Superblock:
         pages_used: units in use, the superblock area among them.
         pages_total: units the file must hold; every page in use lies below.
         pages_limit: capacity in units, 0 for none.
+        repaired_from: the transaction whose damaged state this one replaced, 0 if it is no repair.
     """
 
     geometry: Geometry
@@ -51,6 +52,7 @@ class Superblock:
     compatible: int = 0
     read_only_compatible: int = 0
     incompatible: int = 0
+    repaired_from: int = 0
 
     @property
     def slot(self) -> int:
@@ -106,6 +108,7 @@ def parse(page: bytes) -> Superblock:
         compatible=raw.compatible,
         read_only_compatible=raw.read_only_compatible,
         incompatible=raw.incompatible,
+        repaired_from=raw.repaired_from,
     )
     check_bounds(found)
     return found
@@ -131,6 +134,7 @@ def build(superblock: Superblock) -> bytes:
         "space_map": pointer_fields(superblock.space_map),
         "log_page": 0,
         "log_pages": 0,
+        "repaired_from": superblock.repaired_from,
         "reserved_b": bytes(layout.Superblock.reserved_b.sizeof()),
         "checksum": 0,
     }
@@ -163,6 +167,7 @@ def check_bounds(found: Superblock) -> None:
         geometry.first_page <= found.pages_used <= found.pages_total <= geometry.max_units
         and found.pages_limit <= geometry.max_units
         and found.node_count < found.next_node_id
+        and found.repaired_from < found.transaction
         and 0 < found.transaction < _LARGEST_NUMBER
         and found.next_node_id < _LARGEST_NUMBER
         and found.snapshot_list.kind == PAGE

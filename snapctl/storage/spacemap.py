@@ -15,7 +15,7 @@ when the next is durable.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from snapctl.errors import Corruption, NoSpace
@@ -102,8 +102,31 @@ class SpaceMap:
         self._first_candidate: dict[int, int] = {}
         self._freed_units = 0
         self._waiting_units = 0
+        self._first_unit = 0
         if committed.space_map == NOWHERE:
             self._change(0, self._geometry.first_page, in_use=True)
+
+    @classmethod
+    def rebuild(cls, pages: PageFile, blank: Superblock, in_use: Iterable[tuple[int, int]]) -> SpaceMap:
+        """Make a map anew from what is known to be in use; in the open transaction it gives room beyond the end only.
+
+        So no page changes that any state on disk may stand for, whatever the old maps say. The capacity is not looked
+        at, lest a full container could not be repaired.
+
+        Args:
+            pages: where the map will be written to.
+            blank: the last commit's superblock, but with no map.
+            in_use: (index of a bitmap, its bits as a number), those of the superblock area among them.
+        """
+        space = cls(pages, replace(blank, pages_used=0, pages_limit=0), None)
+        space._first_unit = pages.end_page
+        space.used = 0
+        for index, bits in in_use:
+            page = bits.to_bytes(pages.geometry.table_size, "little")
+            space._bitmaps[index] = _Bitmap(bytearray(page), page, page, changed=True)
+            space._tree.leaf_for_writing(index)
+            space.used += bits.bit_count()
+        return space
 
     @property
     def reserve(self) -> int:
@@ -141,7 +164,8 @@ class SpaceMap:
         if self.used + units * count > self._limit - (0 if self.may_use_reserve else self._reserve):
             raise self._full()
         found: list[int] = []
-        for index in self._candidates(self._first_candidate.get(units, 0)):
+        first = self._first_unit // self._geometry.units_per_bitmap
+        for index in self._candidates(self._first_candidate.get(units, first)):
             self._take(index, units, count, found)
             if len(found) == count:
                 self._first_candidate[units] = index
@@ -321,7 +345,7 @@ class SpaceMap:
         per_bitmap = self._geometry.units_per_bitmap
         base = index * per_bitmap
         if bitmap.runs is None:
-            busy = 0
+            busy = (1 << min(per_bitmap, max(0, self._first_unit - base))) - 1
             for state in (bitmap.current, bitmap.committed, bitmap.previous):
                 busy |= int.from_bytes(state, "little")
             length = min(per_bitmap, self._limit - base)

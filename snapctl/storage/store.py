@@ -9,12 +9,21 @@ means that the commit in flight never happened.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from snapctl.errors import BadSize, Corruption, IoFailure, NotAContainer, ReadOnlyNode, Truncated, UnsupportedFormat
+from snapctl.errors import (
+    BadSize,
+    Corruption,
+    IoFailure,
+    NotAContainer,
+    ReadOnlyNode,
+    SnapctlError,
+    Truncated,
+    UnsupportedFormat,
+)
 from snapctl.format.geometry import SUPERBLOCK_AREA, Geometry
-from snapctl.format.pointer import Pointer
+from snapctl.format.pointer import NOWHERE, Pointer
 from snapctl.format.superblock import (
     COPIES,
     KNOWN_READ_ONLY_COMPATIBLE,
@@ -47,6 +56,7 @@ class Store:
         self.space = space
         self.superblock = superblock
         self.writable = writable
+        self._repairs = 0
 
     @property
     def geometry(self) -> Geometry:
@@ -111,6 +121,29 @@ class Store:
         return cls(pages, SpaceMap(pages, current, previous), current, writable=writable)
 
     @classmethod
+    def rebuild(cls, backend: Backend, in_use: Iterable[tuple[int, int]], next_node_id: int) -> Store:
+        """Begin a repair: a store without nodes and with a map made anew, whose first commit replaces the last one.
+
+        That commit writes beyond the end of the file only. Until the next it can be undone (`undo_repair`).
+
+        Args:
+            backend: the file.
+            in_use: what the nodes to be put into it own, as for `SpaceMap.rebuild`.
+            next_node_id: the id that the next new node gets.
+
+        Raises:
+            SnapctlError: as `choose_superblocks`.
+        """
+        current, _ = choose_superblocks(backend)
+        # A file that was cut short ends where it ends.
+        end_page = min(current.pages_total, backend.size() // current.geometry.unit)
+        pages = PageFile(backend, current.geometry, end_page, (current.slot, _sound_page(backend, current)))
+        blank = replace(current, snapshot_list=NOWHERE, space_map=NOWHERE, node_count=0, next_node_id=next_node_id)
+        store = cls(pages, SpaceMap.rebuild(pages, blank, in_use), blank, writable=True)
+        store._repairs = current.transaction
+        return store
+
+    @classmethod
     def open_file(cls, path: str, *, writable: bool, wait_seconds: float) -> Store:
         """Open and lock a container file.
 
@@ -118,17 +151,12 @@ class Store:
             Locked: others hold it for longer than `wait_seconds`.
             SnapctlError: as `FileBackend.open` and `adopt`.
         """
-        while True:
-            backend = FileBackend.open(path, writable=writable)
-            try:
-                lock.acquire(backend.fd, path, exclusive=writable, wait_seconds=wait_seconds)
-                if backend.is_named():
-                    return cls.adopt(backend, writable=writable)
-            except BaseException:
-                backend.close()
-                raise
-            # While we waited, whoever held the lock removed or replaced the file: what we locked is no container.
+        backend = open_locked(path, writable=writable, wait_seconds=wait_seconds)
+        try:
+            return cls.adopt(backend, writable=writable)
+        except BaseException:
             backend.close()
+            raise
 
     def check_writable(self) -> None:
         """Refuse to change a container that was opened for reading.
@@ -179,7 +207,7 @@ class Store:
                 node_count=node_count,
             )
         )
-        if self.space.wants_empty_commit():
+        if not self._repairs and self.space.wants_empty_commit():
             self._advance(self.superblock)
 
     def _advance(self, draft: Superblock) -> None:
@@ -188,6 +216,7 @@ class Store:
             transaction=self.superblock.transaction + 1,
             pages_used=self.space.used,
             pages_total=self.pages.end_page,
+            repaired_from=self._repairs,
         )
         check_bounds(done)
         self.pages.sync()
@@ -198,6 +227,50 @@ class Store:
             self.superblock = done
             for page_no, units in self.space.rotate(done):
                 self.pages.punch(page_no, units)
+
+
+def open_locked(path: str, *, writable: bool, wait_seconds: float) -> FileBackend:
+    """Open a container file and lock it: against everybody to write, against writers to read.
+
+    Raises:
+        Locked: others hold it for longer than `wait_seconds`.
+        SnapctlError: as `FileBackend.open`.
+    """
+    while True:
+        backend = FileBackend.open(path, writable=writable)
+        try:
+            lock.acquire(backend.fd, path, exclusive=writable, wait_seconds=wait_seconds)
+            if backend.is_named():
+                return backend
+        except BaseException:
+            backend.close()
+            raise
+        # While we waited, whoever held the lock removed or replaced the file: what we locked is no container.
+        backend.close()
+
+
+def undo_repair(backend: Backend) -> int:
+    """Go back to the state before a repair, which nothing was committed since.
+
+    The caller has locked the file for writing.
+
+    Returns:
+        The number of the transaction whose state the container has again.
+
+    Raises:
+        SnapctlError: the last commit is no repair, or the state before it is not there any more.
+    """
+    current, previous = choose_superblocks(backend)
+    if not current.repaired_from:
+        raise SnapctlError(f"the last commit of {backend.path} is not a repair; there is nothing to undo")
+    if previous is None or previous.transaction != current.repaired_from:
+        raise Corruption(f"the superblock from before the repair of {backend.path} is damaged; it cannot be undone")
+    # The file keeps its length: the repaired state stays whole in the other slot.
+    state = replace(previous, transaction=current.transaction + 1, pages_total=current.pages_total, repaired_from=0)
+    pages = PageFile(backend, state.geometry, state.pages_total, (current.slot, _sound_page(backend, current)))
+    pages.write_superblock(state.slot, build(state))
+    pages.sync()
+    return previous.transaction
 
 
 def superblock_copies(backend: Backend) -> Iterator[tuple[int, int, Superblock | Corruption]]:

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from snapctl.errors import Corruption, DamagedTable
 from snapctl.format.pointer import (
+    ABSENT,
     KIND_SHIFT,
     LOST,
     NOWHERE,
@@ -71,6 +72,8 @@ class TableTree:
     Attributes:
         root: the first table.
         pointer: to the first table as last written.
+        fanout: entries of a table.
+        capacity: indexes that it covers.
     """
 
     def __init__(
@@ -91,15 +94,15 @@ class TableTree:
         """
         self._pages = pages
         self._space = space
-        self._fanout = pages.geometry.fanout
+        self.fanout = pages.geometry.fanout
         self._units = pages.geometry.table_units
         self.depth = depth
-        self.capacity = self._fanout**depth
+        self.capacity = self.fanout**depth
         self.what = what
         self.transaction = transaction
         self.pointer = pointer or NOWHERE
         if pointer is None:
-            self.root = Table(filled_table(self._fanout), 0, changed=True)
+            self.root = Table(filled_table(self.fanout), 0, changed=True)
             pages.resident_tables += 1
         else:
             try:
@@ -143,7 +146,7 @@ class TableTree:
         Raises:
             DamagedTable: a table on the way cannot be read as such; the walk can be taken up again behind it.
         """
-        fanout = self._fanout
+        fanout = self.fanout
         position = start
         while position < stop:
             leaf: Table | None = self.root
@@ -166,22 +169,26 @@ class TableTree:
         _, _, leaf, word0 = next(self.spans(index, index + 1))
         if leaf is None:
             return Pointer(word0, 0)
-        entry = 2 * (index % self._fanout)
+        entry = 2 * (index % self.fanout)
         return Pointer(leaf.words[entry], leaf.words[entry + 1])
 
     def put(self, index: int, pointer: Pointer) -> None:
         """Set the pointer at `index`, making the tables above it; raises as `spans`."""
         leaf = self.leaf_for_writing(index)
-        entry = 2 * (index % self._fanout)
+        entry = 2 * (index % self.fanout)
         leaf.words[entry], leaf.words[entry + 1] = pointer
 
     def leaf_for_writing(self, index: int) -> Table:
         """The last-level table that holds `index`, made if need be, ready to be changed; raises as `spans`."""
+        return self.table_for_writing(self.depth - 1, index)
+
+    def table_for_writing(self, level: int, index: int) -> Table:
+        """As `leaf_for_writing`, but the table of any level, 0 for the first one."""
         table, span = self.root, self.capacity
         self.touch(table)
-        while span > self._fanout:
-            span //= self._fanout
-            table = self.child_for_writing(table, index // span % self._fanout)
+        for _ in range(level):
+            span //= self.fanout
+            table = self.child_for_writing(table, index // span % self.fanout)
         return table
 
     def child_for_writing(self, table: Table, entry: int) -> Table:
@@ -194,7 +201,7 @@ class TableTree:
         """
         child = self.child(table, entry)
         if child is None:
-            child = Table(filled_table(self._fanout, table.words[2 * entry]), 0, changed=True)
+            child = Table(filled_table(self.fanout, table.words[2 * entry]), 0, changed=True)
             self._pages.resident_tables += 1
             self.adopt(table, entry, child)
         else:
@@ -231,6 +238,49 @@ class TableTree:
         """Free the page of a table that nothing points to any more; raises as `touch`."""
         if table.page_no:
             self._space.free(table.page_no, self._units)
+
+    def cover(self, level: int, start: int, stop: int, word0: int) -> None:
+        """Put a non-page entry in the place of entries, without looking at what stood beneath them.
+
+        Args:
+            level: of the tables in which the entries stand, 0 for the first one.
+            start: first index beneath the first entry.
+            stop: index after the last one beneath the last entry.
+            word0: the entry to put there.
+
+        Raises:
+            Corruption: a table above cannot be read as such.
+        """
+        step = self.capacity // self.fanout ** (level + 1)
+        for index in range(start, stop, step):
+            table = self.table_for_writing(level, index)
+            entry = index // step % self.fanout
+            self.release(table, entry)
+            table.words[2 * entry], table.words[2 * entry + 1] = word0, 0
+
+    def fill(self, start: int, stop: int, word0: int) -> None:
+        """Give a non-page entry to every index of a range that is ABSENT; raises as `spans`."""
+        if word0 and start < stop:
+            self.touch(self.root)
+            self._fill(self.root, self.capacity, start, stop, word0)
+
+    def fill_entry(self, table: Table, entry: int, step: int, start: int, stop: int, word0: int) -> None:
+        """As `fill`, beneath one entry of a changed table that covers `step` indexes; the range is relative to it."""
+        word = table.words[2 * entry]
+        if word == 0 and stop - start == step:
+            table.words[2 * entry] = word0
+        elif word0 and word >> KIND_SHIFT in (ABSENT, PAGE):
+            self._fill(self.child_for_writing(table, entry), step, start, stop, word0)
+
+    def _fill(self, table: Table, span: int, start: int, stop: int, word0: int) -> None:
+        step = span // self.fanout
+        if step == 1:
+            for i in range(2 * start, 2 * stop, 2):
+                table.words[i] = table.words[i] or word0
+            return
+        for entry in range(start // step, -(-stop // step)):
+            low, high = max(0, start - entry * step), min(step, stop - entry * step)
+            self.fill_entry(table, entry, step, low, high, word0)
 
     def place(self) -> bool:
         """Give every changed table a page; tables that became empty are dropped, except the first.
@@ -297,7 +347,7 @@ class TableTree:
     def _load(self, word0: int, word1: int) -> Table:
         page = self._pages.read(word0, word1, self._pages.geometry.table_size, f"{self.what}: table")
         self._pages.resident_tables += 1
-        empty, empty_words = _empty_table(self._fanout)
+        empty, empty_words = _empty_table(self.fanout)
         return Table(empty_words if page == empty else decode_table(page), word0 & PAGE_MASK, changed=False)
 
     def _prune(self, table: Table, unplaced: list[Table]) -> bool:

@@ -16,7 +16,7 @@ from snapctl.format.pointer import ABSENT, LOST, PASS, ZERO, Pointer, page_point
 from snapctl.format.superblock import Superblock
 from snapctl.services.check import Report, check_backend
 from snapctl.services.check.findings import MOST_FINDINGS, Findings
-from snapctl.services.check.walk import Ownership
+from snapctl.services.check.ownership import Ownership
 from tests.support import damage
 from tests.support.backends import MemoryBackend, RecordingBackend
 from tests.support.containers import BLOCK, FANOUT, filled_image, small_container

@@ -12,10 +12,19 @@ MOST_FINDINGS = 1000
 class Severity(StrEnum):
     """How bad a finding is."""
 
+    LOST = "lost"
+    """Data that an earlier repair has marked as lost; nothing new, and the container is sound."""
+    REPAIR = "repair"
+    """Not what is wrong but what a repair does about it, or would do."""
     LEAK = "leak"
     """Space that nothing uses and nothing can get; no data is affected."""
     CORRUPTION = "corruption"
     """Bytes that contradict their checksum, their bounds or each other."""
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether anything is wrong."""
+        return self in (Severity.LEAK, Severity.CORRUPTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +60,11 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """What `snapctl check` exits with: 0 all is well, 3 there are leaks only, 4 there is corruption."""
-        if any(finding.severity is Severity.CORRUPTION for finding in self.findings):
+        """What `snapctl check` exits with: 0 nothing is wrong, 3 there are leaks only, 4 there is corruption."""
+        severities = {finding.severity for finding in self.findings}
+        if Severity.CORRUPTION in severities:
             return 4
-        return 3 if self.findings else 0
+        return 3 if Severity.LEAK in severities else 0
 
 
 class Findings:
@@ -71,6 +81,14 @@ class Findings:
     def leak(self, where: str, message: str) -> None:
         """Note a finding of severity LEAK."""
         self._add(Severity.LEAK, where, message)
+
+    def lost(self, where: str, message: str) -> None:
+        """Note a finding of severity LOST."""
+        self._add(Severity.LOST, where, message)
+
+    def repair(self, where: str, message: str) -> None:
+        """Note a finding of severity REPAIR."""
+        self._add(Severity.REPAIR, where, message)
 
     def all(self) -> list[Finding]:
         """The findings kept, and for each severity one that counts those that were not."""

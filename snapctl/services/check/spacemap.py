@@ -12,10 +12,10 @@ from snapctl.errors import Corruption, IoFailure
 from snapctl.format.pointer import ABSENT, PAGE, Pointer
 from snapctl.format.superblock import Superblock
 from snapctl.services.check.findings import Findings
-from snapctl.services.check.walk import Leaf, Tree, Walk
+from snapctl.services.check.walk import Leaf, Place, Tree, Walk
 from snapctl.storage.bitmap import set_runs
 
-_TREE = Tree("space map", ("first table", "second table"), "bitmaps", (ABSENT, PAGE), has_births=False)
+_WHERE = "space map"
 
 
 class MapCheck:
@@ -28,9 +28,10 @@ class MapCheck:
         self._sound: dict[int, Pointer] = {}
         self._unknown: set[int] = set()
         self._unknown_ranges: list[range] = []
+        self._tree = Tree(_WHERE, ("first table", "second table"), "bitmaps", (ABSENT, PAGE), has_births=False)
         if current.space_map.birth:
             findings.corruption("superblock", "its pointer to the space map carries a count of free pages")
-        used = sum(self._check_leaf(leaf) for leaf in walk.leaves(_TREE, current.space_map))
+        used = sum(self._check_leaf(leaf) for leaf in walk.leaves(self._tree, current.space_map))
         if not self._unknown and not self._unknown_ranges and used != current.pages_used:
             findings.corruption(
                 "superblock", f"says that {current.pages_used} pages are in use; by the space map it is {used}"
@@ -39,20 +40,21 @@ class MapCheck:
     def compare(self) -> None:
         """Find pages that are owned but free, and pages that are in use but not owned."""
         units = self._geometry.units_per_bitmap
-        for index in sorted(self._walk.owned.regions(units) | self._sound.keys()):
+        walk = self._walk
+        for index in sorted(walk.owned.regions(units) | walk.named.regions(units) | self._sound.keys()):
             if index in self._unknown or any(index in unknown for unknown in self._unknown_ranges):
                 continue
             try:
                 bits = self._read_again(index)
             except (Corruption, IoFailure) as error:
-                self._findings.corruption(_TREE.where, f"bitmap that was sound a moment ago: {error}")
+                self._findings.corruption(_WHERE, f"bitmap that was sound a moment ago: {error}")
                 continue
-            owned = self._walk.owned.bits(index, units)
+            owned = walk.owned.bits(index, units) | walk.named.bits(index, units)
             for pages in self._runs(owned & ~bits, index):
-                self._findings.corruption(_TREE.where, f"{pages} in use, but free by the map")
+                self._findings.corruption(_WHERE, f"{pages} in use, but free by the map")
             for pages in self._runs(bits & ~owned, index):
-                excuse = "" if self._walk.is_complete else ", as far as the damage lets one see"
-                self._findings.leak(_TREE.where, f"{pages} in use by the map, but nothing owns them{excuse}")
+                excuse = "" if walk.is_complete else ", as far as the damage lets one see"
+                self._findings.leak(_WHERE, f"{pages} in use by the map, but nothing owns them{excuse}")
 
     def _check_leaf(self, leaf: Leaf) -> int:
         """Check a second table of the map and its bitmaps; gives how many units they have in use."""
@@ -63,7 +65,8 @@ class MapCheck:
         used = free = 0
         for index, pointer in leaf.pages():
             what = f"bitmap of pages {index * units} to {(index + 1) * units - 1}"
-            bitmap = self._walk.page(_TREE, pointer, self._geometry.table_size, what)
+            place = Place(1, index, index + 1)
+            bitmap = self._walk.page(self._tree, pointer, self._geometry.table_size, what, place)
             free += pointer.birth
             if bitmap is None:
                 self._unknown.add(index)
@@ -80,7 +83,7 @@ class MapCheck:
     def _check_count(self, what: str, pointer: Pointer, free: int) -> None:
         if pointer.birth != free:
             self._findings.corruption(
-                _TREE.where,
+                _WHERE,
                 f"{what} at page {pointer.page_no}: its pointer says that {pointer.birth} pages are free, not {free}",
             )
 

@@ -2,15 +2,14 @@
 
 The engine stops at the first damage; this goes on past it. Each page is claimed for its owner, and one that has an
 owner already is not descended into. So tables that form a loop end the walk there, and the work is bounded by the
-pointers that stand on disk, whatever they say. Memory is bounded by the claims: a bit a unit, in chunks that come into
-being where pages are claimed.
+pointers that stand on disk, whatever they say.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from snapctl.errors import Corruption, IoFailure
 from snapctl.format.checksum import crc32c
@@ -19,87 +18,24 @@ from snapctl.format.pointer import (
     CHECKSUM_MASK,
     KIND_SHIFT,
     KINDS,
+    LOST,
     PAGE,
     PAGE_MASK,
     Pointer,
     decode_table,
     kind_runs,
 )
+from snapctl.services.check.faults import Fault, Faults
 from snapctl.services.check.findings import Findings
-from snapctl.storage.bitmap import clear_bits, set_bits
+from snapctl.services.check.ownership import Ownership
 from snapctl.storage.pages import PageFile
 
-_CHUNK_UNITS = 4096
-"""Units of one chunk of claims; divides the units of every bitmap of the space map."""
 _LONGEST_READ = 1 << 20
-
-
-class Ownership:
-    """Which units of the file have an owner."""
-
-    def __init__(self) -> None:
-        self._chunks: dict[int, bytearray] = {}
-
-    def take(self, page_no: int, units: int) -> bool:
-        """Claim a run of units if none of them has an owner.
-
-        Returns:
-            Whether it was so; if not, nothing is claimed.
-        """
-        taken: list[tuple[bytearray, int, int]] = []
-        for chunk, bit, count in self._parts(page_no, units):
-            try:
-                set_bits(chunk, bit, count)
-            except Corruption:
-                for part in taken:
-                    clear_bits(*part)
-                return False
-            taken.append((chunk, bit, count))
-        return True
-
-    def release(self, page_no: int, units: int) -> None:
-        """Take back what `take` has claimed."""
-        for part in self._parts(page_no, units):
-            clear_bits(*part)
-
-    def claim(self, page_no: int, units: int) -> bool:
-        """Claim a run of units, those that have an owner too.
-
-        Returns:
-            Whether none of them had one.
-        """
-        if self.take(page_no, units):
-            return True
-        for unit in range(page_no, page_no + units):
-            self.take(unit, 1)
-        return False
-
-    def regions(self, units: int) -> set[int]:
-        """The numbers of the regions of `units` units each in which something has an owner."""
-        return {key * _CHUNK_UNITS // units for key in self._chunks}
-
-    def bits(self, region: int, units: int) -> int:
-        """The claims of a region of `units` units, lowest unit in the lowest bit."""
-        count = units // _CHUNK_UNITS
-        blank = bytes(_CHUNK_UNITS // 8)
-        chunks = (self._chunks.get(key, blank) for key in range(region * count, (region + 1) * count))
-        return int.from_bytes(b"".join(chunks), "little")
-
-    def _parts(self, page_no: int, units: int) -> Iterator[tuple[bytearray, int, int]]:
-        while units:
-            key, bit = divmod(page_no, _CHUNK_UNITS)
-            count = min(units, _CHUNK_UNITS - bit)
-            chunk = self._chunks.get(key)
-            if chunk is None:
-                chunk = self._chunks[key] = bytearray(_CHUNK_UNITS // 8)
-            yield chunk, bit, count
-            page_no += count
-            units -= count
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """What is to be expected of one tree of tables.
+    """What is to be expected of one tree of tables, and what is found wrong in it.
 
     Attributes:
         where: whose it is, for findings.
@@ -107,6 +43,7 @@ class Tree:
         items: what its indexes count, for findings.
         kinds: the kinds of pointer that may stand in it.
         has_births: its pointers carry the transaction that wrote the page; those of the space map carry counts.
+        faults: takes where it is damaged.
     """
 
     where: str
@@ -114,6 +51,7 @@ class Tree:
     items: str
     kinds: tuple[int, ...]
     has_births: bool = True
+    faults: Faults = field(default_factory=Faults)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,31 +80,49 @@ class Leaf:
                     yield self.start + i, Pointer(self.words[2 * i], self.words[2 * i + 1])
 
 
+Progress = Callable[[int], None]
+"""Told, now and then, the bytes verified so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a pointer stands in a tree: the level of its table (-1 for none) and the indexes that it covers."""
+
+    level: int
+    start: int
+    stop: int
+
+
 class Walk:
     """One walk over everything that a container owns.
 
     Attributes:
         pages: where it reads.
-        owned: the pages that were claimed.
+        owned: the pages that sound pointers lead to.
+        named: the pages that are named by pointers which are not their owners: damaged, or owned by others.
         is_complete: nothing was passed over that may own further pages.
         pages_checked: pages whose checksum was right.
-        data_blocks: how many of those are data blocks.
+        bytes_checked: how many bytes they have.
+        data_blocks: how many of those pages are data blocks.
     """
 
-    def __init__(self, pages: PageFile, transaction: int, findings: Findings) -> None:
+    def __init__(self, pages: PageFile, transaction: int, findings: Findings, progress: Progress | None = None) -> None:
         """Begin; `transaction` is that of the superblock, after which no page can have been born."""
         self.owned = Ownership()
+        self.named = Ownership()
         self.is_complete = True
         self.pages_checked = 0
+        self.bytes_checked = 0
         self.data_blocks = 0
         self.pages = pages
         self._geometry = pages.geometry
         self._findings = findings
+        self._progress = progress
         # Births are cut to 32 bits; once transactions outgrow them any birth may be right.
         self._last_birth = min(transaction, CHECKSUM_MASK)
         self._buffer = memoryview(bytearray(max(_LONGEST_READ, self._geometry.block_size)))
 
-    def page(self, tree: Tree, pointer: Pointer, length: int, what: str) -> bytearray | None:
+    def page(self, tree: Tree, pointer: Pointer, length: int, what: str, place: Place) -> bytearray | None:
         """Claim, read and verify one page.
 
         Args:
@@ -174,33 +130,44 @@ class Walk:
             pointer: to the page, of kind PAGE.
             length: of the page in bytes.
             what: what the page is, for findings.
+            place: where the pointer stands, for the tree's faults.
 
         Returns:
             Its bytes; None, and a finding, if they cannot be relied on.
         """
-        page_no = pointer.page_no
+        page_no, units = pointer.page_no, length // self._geometry.unit
         try:
             offset = self.pages.locate(pointer.word0, length)
         except Corruption as error:
             self.is_complete = False
-            self._findings.corruption(tree.where, f"{what}: {error}")
+            self._fault(tree, Fault.LOST, place, f"{what}: {error}")
             return None
-        if tree.has_births and pointer.birth > self._last_birth:
-            self._findings.corruption(tree.where, f"{what} at page {page_no} was born in the future, {pointer.birth}")
-        if not self.owned.claim(page_no, length // self._geometry.unit):
+        what += f" at page {page_no}"
+        # Claimed before it is read, so that what many pointers name is not read for each of them.
+        if not self.owned.take(page_no, units):
             self.is_complete = False
-            self._findings.corruption(tree.where, f"{what} at page {page_no} has another owner, too")
+            self.named.claim(page_no, units)
+            self._fault(tree, Fault.SHARED, place, f"{what} has another owner, too")
             return None
         page = bytearray(length)
+        problem = None
         try:
             self.pages.read_run(offset, memoryview(page))
         except (Corruption, IoFailure) as error:
-            self._findings.corruption(tree.where, f"{what} at page {page_no} cannot be read: {error}")
+            problem = f"{what} cannot be read: {error}"
+        else:
+            if crc32c(page) != pointer.checksum:
+                problem = f"{what} fails its checksum"
+        if problem:
+            # It may be the sound page of another pointer.
+            self.owned.release(page_no, units)
+            self.named.claim(page_no, units)
+            self._fault(tree, Fault.LOST, place, problem)
             return None
-        if crc32c(page) != pointer.checksum:
-            self._findings.corruption(tree.where, f"{what} at page {page_no} fails its checksum")
-            return None
-        self.pages_checked += 1
+        if tree.has_births and pointer.birth > self._last_birth:
+            self._findings.corruption(tree.where, f"{what} was born in the future, {pointer.birth}")
+            tree.faults.note(Fault.UNBORN, place.level, place.start, place.stop)
+        self._count(1, length)
         return page
 
     def leaves(self, tree: Tree, root: Pointer) -> Iterator[Leaf]:
@@ -217,18 +184,20 @@ class Walk:
             what = tree.tables[level]
             if level:
                 what += f" of {tree.items} {start} to {start + span - 1}"
-            page = self.page(tree, pointer, self._geometry.table_size, what)
+            place = Place(level - 1, start, start + span)
+            page = self.page(tree, pointer, self._geometry.table_size, what, place)
             if page is None:
                 self.is_complete = False
                 yield Leaf(start, start + span, pointer, None)
                 continue
             words = decode_table(page)
             is_empty = page.count(0) == len(page)
-            runs = () if is_empty else tuple(self._judge(tree, words, f"{what} at page {pointer.page_no}"))
+            step = span // fanout
+            whose = f"{what} at page {pointer.page_no}"
+            runs = () if is_empty else tuple(self._judge(tree, words, whose, Place(level, start, start + step)))
             if level == depth - 1:
                 yield Leaf(start, start + span, pointer, words, runs)
                 continue
-            step = span // fanout
             entries = [entry for first, end in runs for entry in range(first, end)]
             pending.extend(
                 (Pointer(words[2 * entry], words[2 * entry + 1]), level + 1, start + entry * step)
@@ -239,11 +208,12 @@ class Walk:
         """Claim, read and verify the data blocks that a third table points to, neighbours at a stroke.
 
         Returns:
-            How many there are, sound or not.
+            How many of them are sound and its own.
         """
         words = leaf.words
         if words is None:
             return 0
+        before = self.data_blocks
         units, most = self._geometry.block_units, len(self._buffer) // self._geometry.block_size
         for first, end in leaf.page_runs:
             i = first
@@ -252,13 +222,13 @@ class Walk:
                 while j < end and j - i < most and words[2 * j] == words[2 * i] + (j - i) * units:
                     j += 1
                 if self._take_run(words, i, j):
-                    self.pages_checked += j - i
+                    self._count(j - i, (j - i) * self._geometry.block_size)
                     self.data_blocks += j - i
                 else:
                     for k in range(i, j):
                         self._data_block(tree, leaf.start + k, Pointer(words[2 * k], words[2 * k + 1]))
                 i = j
-        return sum(end - first for first, end in leaf.page_runs)
+        return self.data_blocks - before
 
     def _take_run(self, words: array[int], i: int, j: int) -> bool:
         """Claim and verify blocks that are neighbours on disk if nothing is wrong with any of them, else do nothing."""
@@ -269,7 +239,6 @@ class Walk:
             offset = self.pages.locate(words[2 * i], length)
         except Corruption:
             return False
-        # Claimed before it is read, so that what many pointers name is not read for each of them.
         if max(seals) >> BIRTH_SHIFT > self._last_birth or not self.owned.take(page_no, units):
             return False
         if not self._has_sound_blocks(offset, length, seals):
@@ -294,23 +263,39 @@ class Walk:
     def _data_block(self, tree: Tree, block_no: int, pointer: Pointer) -> None:
         size = self._geometry.block_size
         what = f"data of block {block_no} (bytes {block_no * size} to {(block_no + 1) * size})"
-        if self.page(tree, pointer, size, what) is not None:
+        place = Place(len(tree.tables) - 1, block_no, block_no + 1)
+        if self.page(tree, pointer, size, what, place) is not None:
             self.data_blocks += 1
 
-    def _judge(self, tree: Tree, words: array[int], what: str) -> Iterator[tuple[int, int]]:
-        """Judge the entries of a table; gives the runs of those of kind PAGE."""
+    def _judge(self, tree: Tree, words: array[int], what: str, place: Place) -> Iterator[tuple[int, int]]:
+        """Judge the entries of a table, the first of which stands at `place`; gives the runs of those of kind PAGE."""
+        step = place.stop - place.start
         for first, end, kind in kind_runs(words, 0, self._geometry.fanout):
             if kind == PAGE:
                 yield first, end
                 continue
             what_is_wrong = None
             if kind not in KINDS:
-                self.is_complete = False
                 what_is_wrong = f"unknown kind {kind:#x}"
             elif kind not in tree.kinds:
                 what_is_wrong = f"kind {kind}, which has no place here"
             elif words[2 * first : 2 * end] != array("Q", (kind << KIND_SHIFT, 0)) * (end - first):
                 what_is_wrong = f"kind {kind} that is not empty otherwise"
+            covered = Place(place.level, place.start + first * step, place.start + end * step)
             if what_is_wrong:
                 entries = f"entries {first} to {end - 1}" if end - first > 1 else f"entry {first}"
-                self._findings.corruption(tree.where, f"{what}, {entries}: pointer of {what_is_wrong}")
+                self.is_complete &= kind in KINDS
+                self._fault(tree, Fault.LOST, covered, f"{what}, {entries}: pointer of {what_is_wrong}")
+            elif kind == LOST:
+                tree.faults.note(Fault.KNOWN, covered.level, covered.start, covered.stop)
+
+    def _fault(self, tree: Tree, fault: Fault, place: Place, message: str) -> None:
+        """Note a pointer that leads to nothing that can be used."""
+        self._findings.corruption(tree.where, message)
+        tree.faults.note(fault, place.level, place.start, place.stop)
+
+    def _count(self, pages: int, length: int) -> None:
+        self.pages_checked += pages
+        self.bytes_checked += length
+        if self._progress is not None:
+            self._progress(self.bytes_checked)

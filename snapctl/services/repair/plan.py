@@ -1,0 +1,139 @@
+"""What a repair would do: everything is looked at, and nothing is changed.
+
+Records first, then the tables and data of each node, oldest first, so that of two pointers to one page the older node's
+is its owner. The space map and the snapshot list are not looked into for what is in use: both are made anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from snapctl.format.geometry import VOLUME_DEPTH, Geometry
+from snapctl.format.pointer import NOWHERE, PASS_WORD
+from snapctl.services.check.container import begin_walk
+from snapctl.services.check.faults import Fault, Faults
+from snapctl.services.check.findings import Findings
+from snapctl.services.check.lineage import full_name
+from snapctl.services.check.nodes import check_tables, judge_records, read_records
+from snapctl.services.check.ownership import Ownership
+from snapctl.services.repair.lineage import Placed, reattach
+from snapctl.services.repair.records import mend
+from snapctl.storage.backend import Backend
+from snapctl.storage.store import choose_superblocks
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """One node and what is left of it.
+
+    Attributes:
+        placed: its record in its new place.
+        faults: of its tables.
+        sound_blocks: data blocks that are whole and its own.
+    """
+
+    placed: Placed
+    faults: Faults
+    sound_blocks: int
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether its first table can be used."""
+        is_lost = len(self.faults.ranges(Fault.LOST, -1)) > 0
+        return self.placed.record.first_table != NOWHERE and not is_lost
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether anything has to be done to its tables."""
+        return bool(self.faults) or not self.has_tables or self.placed.is_orphan or self.placed.pass_word != PASS_WORD
+
+    def lost(self, geometry: Geometry) -> Iterator[tuple[int, int]]:
+        """Ranges of its blocks, within its size, that become unreadable: what they held cannot be had any more.
+
+        Beyond these are, of an orphan, those that it never held itself.
+        """
+        end = geometry.blocks(self.placed.record.size_bytes)
+        if not self.has_tables:
+            yield 0, end
+            return
+        for level in range(VOLUME_DEPTH):
+            for start, stop in self.faults.ranges(Fault.LOST, level):
+                if start < end:
+                    yield start, min(stop, end)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a repair would do.
+
+    Attributes:
+        geometry: of the container.
+        nodes: those that are kept, parents before children.
+        owned: the pages that they keep.
+        next_node_id: for the superblock.
+    """
+
+    geometry: Geometry
+    nodes: list[Salvage]
+    owned: Ownership
+    next_node_id: int
+
+    def in_use(self) -> Iterator[tuple[int, int]]:
+        """The bitmaps of the space map to be, as (index, bits)."""
+        units = self.geometry.units_per_bitmap
+        for index in sorted(self.owned.regions(units)):
+            yield index, self.owned.bits(index, units)
+
+    def describe(self, findings: Findings) -> None:
+        """Note what is done to the nodes, under the full names that they have afterwards."""
+        records = {node.placed.record.id: node.placed.record for node in self.nodes}
+        for node in self.nodes:
+            placed = node.placed
+            name = full_name(placed.record, records)
+            if not placed.was:
+                findings.repair(name, "made in the place of a node that is lost; all of it is lost")
+                continue
+            if placed.is_orphan:
+                findings.repair(name, f"was {placed.was}; what it had from its parent is lost")
+            elif placed.was != name:
+                findings.repair(name, f"was {placed.was}; its parent or origin is lost, or its name was taken")
+            self._describe_faults(name, node, findings)
+
+    def _describe_faults(self, name: str, node: Salvage, findings: Findings) -> None:
+        size, end = self.geometry.block_size, node.placed.record.size_bytes
+        for start, stop in node.lost(self.geometry):
+            findings.repair(name, f"bytes {start * size} to {min(stop * size, end)} are marked as lost")
+        for level in range(-1, VOLUME_DEPTH):
+            for start, stop in node.faults.ranges(Fault.SHARED, level):
+                if start * size < end:
+                    extent = f"bytes {start * size} to {min(stop * size, end)}"
+                    findings.repair(name, f"{extent} get pages of their own; those that they had are others' too")
+
+
+def make_plan(backend: Backend, progress: Progress | None = None) -> Plan:
+    """Look at everything that the last commit holds.
+
+    Args:
+        backend: the file, which the caller has locked.
+        progress: told the bytes verified and how many there are.
+
+    Raises:
+        SnapctlError: as `choose_superblocks`.
+    """
+    current, _ = choose_superblocks(backend)
+    known = Findings()  # the check has told all this
+    raws = read_records(current, begin_walk(backend, current, known, None), known)
+    records = mend(*judge_records(raws, current, known), current.geometry)
+    walk = begin_walk(backend, current, known, progress)
+    found: dict[int, tuple[Faults, int]] = {}
+    for record in sorted(records.values(), key=lambda record: record.id):
+        if record.first_table != NOWHERE:
+            tree, sound_blocks = check_tables(record.name, record.kind, record.first_table, walk)
+            found[record.id] = tree.faults, sound_blocks
+    next_id = max(current.next_node_id, max(records, default=0) + 1)
+    placed, next_id = reattach(records.values(), next_id)
+    nodes = [Salvage(node, *found.get(node.record.id, (Faults(), 0))) for node in placed]
+    return Plan(current.geometry, nodes, walk.owned, next_id)
