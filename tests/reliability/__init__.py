@@ -1,0 +1,1 @@
+"""Searches for ways to lose something (docs/reliability.md)."""
