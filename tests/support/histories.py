@@ -313,15 +313,19 @@ class History:
         return False
 
     def _commit(self, container: Container) -> None:
+        """Commit; after a lack of space perhaps once more, else give up."""
         wanted, begun = self._judge.know(container), self._machine.number
         self._expect(self._old, wanted)
-        try:
-            container.commit()
-        except NoSpace as error:
-            self._count_refusal(error)
-            self._expect(self._old, None)
-            self._abort(container)
-            return
+        for last_try in (self._chance.random() < 0.5, True):
+            try:
+                container.commit()
+                break
+            except NoSpace as error:
+                self._count_refusal(error)
+                if last_try:
+                    self._expect(self._old, None)
+                    self._abort(container)
+                    return
         if self._machine.number == begun:
             # Nothing had been changed, so nothing was written. What an earlier process left in the cache is no more
             # durable than before: this commit promises nothing for that one's.
