@@ -6,17 +6,21 @@ safe, and the same search has to find each of them.
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 
 import pytest
 
+from snapctl.errors import IoFailure
 from tests.reliability.crash_search import search
+from tests.support.backends import SECTOR
 from tests.support.bugs import BUGS
+from tests.support.crashes import Fate, Machine
 from tests.support.histories import Finding, History
 
 SEED = 625
-STATES = 6_000
+STATES = 4_000
 STATES_WITH_A_BUG = 20_000
 """Far more than any of them needs: hundreds as a rule, some 5,000 on the average for the rarest."""
 
@@ -57,3 +61,34 @@ def test_the_command_tells_its_figures_and_its_seed():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "states, nothing lost" in done.stdout.splitlines()[-1]
     assert done.stdout.splitlines()[-1].endswith("seed 5")
+
+
+def test_what_is_not_synced_may_be_there_or_not_each_sector_for_itself():
+    machine = Machine(random.Random(0), lambda _method: None)
+    machine.write(0, [b"a" * SECTOR, b"b" * SECTOR])
+    machine.sync()
+    machine.write(0, [b"c" * SECTOR, b"d" * SECTOR])
+    machine.write(0, [b"e" * SECTOR])
+    machine.extend(3 * SECTOR)
+    images = machine.every_image()
+    assert images is not None
+    found = {"".join(map(chr, image[::SECTOR])) for image in images}
+    assert found == {first + second + end for first in "ace" for second in "bd" for end in ("", "\0")}
+
+
+def test_what_a_failed_sync_dropped_is_read_from_the_cache_and_not_made_durable_by_the_next():
+    lost = 0
+    for seed in range(50):
+        machine = Machine(random.Random(seed), lambda _method: None)
+        machine.write(0, [b"a" * SECTOR])
+        machine.sync()
+        machine.write(0, [b"b" * SECTOR])
+        machine.meet(Fate.FAILED_SYNC)
+        with pytest.raises(IoFailure):
+            machine.sync()
+        machine.sync()
+        lost += (machine.data[0], machine.disk[0]) == (ord("b"), ord("a"))
+        machine.write(0, [b"b" * SECTOR])
+        machine.sync()
+        assert machine.disk == b"b" * SECTOR
+    assert 0 < lost < 50

@@ -316,13 +316,13 @@ class History:
         """Commit; after a lack of space perhaps once more, else give up."""
         wanted, begun = self._judge.know(container), self._machine.number
         self._expect(self._old, wanted)
-        for last_try in (self._chance.random() < 0.5, True):
+        for has_tried in (False, True):
             try:
                 container.commit()
                 break
             except NoSpace as error:
                 self._count_refusal(error)
-                if last_try:
+                if has_tried or self._chance.random() < 0.5:
                     self._expect(self._old, None)
                     self._abort(container)
                     return
