@@ -190,13 +190,8 @@ class FileBackend:
         """See `Backend`; room that stays allocated is there for reuse."""
         if not sys.platform.startswith("linux"):
             return
-        import ctypes
-
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-        while libc.fallocate(self.fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) != 0:
-            if ctypes.get_errno() != errno.EINTR:
-                return
+        while _fallocate(self.fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) == errno.EINTR:
+            pass
 
     def close(self) -> None:
         """See `Backend`."""
@@ -214,7 +209,17 @@ class FileBackend:
         return _translate(error, f"cannot {what} {self.path}")
 
 
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> int:
+    """One call of fallocate(2), which Python does not have; returns 0 or the number of the error."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return 0 if libc.fallocate(fd, mode, offset, length) == 0 else ctypes.get_errno()
+
+
 def _translate(error: OSError, message: str) -> SnapctlError:
     if error.errno in _NO_SPACE:
         return NoSpace(f"{message}: {error.strerror}; free some space and try again")
-    return IoFailure(f"{message}: {error.strerror}")
+    advice = "; see the system's log for the cause, then try again" if error.errno == errno.EIO else ""
+    return IoFailure(f"{message}: {error.strerror}{advice}")

@@ -180,9 +180,9 @@ class PageFile:
         self.check_usable()
         if self._adopted is not None:
             (slot, page), self._adopted = self._adopted, None
+            self.write_superblock(slot, page)
             with self.poisoned_by_failure():
-                self.write_superblock(slot, page)
-                self.sync()
+                self.backend.sync()
 
 
 def read_superblock_copy(backend: Backend, slot: int, copy: int) -> bytes:

@@ -273,11 +273,11 @@ def undo_repair(backend: Backend) -> int:
     return previous.transaction
 
 
-def superblock_copies(backend: Backend) -> Iterator[tuple[int, int, Superblock | Corruption]]:
+def superblock_copies(backend: Backend) -> Iterator[tuple[int, int, Superblock | Corruption | IoFailure]]:
     """Read all four copies.
 
     Yields:
-        (slot, copy, what stands there): the superblock, or why it is none.
+        (slot, copy, what stands there): the superblock, or why it is none or cannot be read.
 
     Raises:
         UnsupportedFormat: one is sound but newer than this program.
@@ -286,10 +286,8 @@ def superblock_copies(backend: Backend) -> Iterator[tuple[int, int, Superblock |
         for copy in range(COPIES):
             try:
                 yield slot, copy, parse(read_superblock_copy(backend, slot, copy))
-            except Corruption as error:
+            except (Corruption, IoFailure) as error:
                 yield slot, copy, error
-            except IoFailure as error:
-                yield slot, copy, Corruption(str(error))
 
 
 def choose_superblocks(backend: Backend) -> tuple[Superblock, Superblock | None]:
@@ -299,11 +297,20 @@ def choose_superblocks(backend: Backend) -> tuple[Superblock, Superblock | None]
         NotAContainer: no copy even begins like a superblock.
         UnsupportedFormat: one is sound but newer than this program.
         Corruption: none is sound.
+        IoFailure: one that cannot be read may be that of the last commit.
     """
+    slots: list[list[Superblock | Corruption | IoFailure]] = [[] for _ in range(SLOTS)]
     try:
-        copies = [found for _, _, found in superblock_copies(backend) if isinstance(found, Superblock)]
+        for slot, _, found in superblock_copies(backend):
+            slots[slot].append(found)
     except UnsupportedFormat as error:
         raise UnsupportedFormat(f"{backend.path}: {error}") from error
+    for pair in slots:
+        unreadable = [found for found in pair if isinstance(found, IoFailure)]
+        if unreadable and not any(isinstance(found, Superblock) for found in pair):
+            # It may hold the last commit, which going on from the other slot would lose for a passing failure.
+            raise unreadable[0]
+    copies = [found for pair in slots for found in pair if isinstance(found, Superblock)]
     if not copies:
         if not any(has_magic(read_superblock_copy(backend, s, c)) for s in range(SLOTS) for c in range(COPIES)):
             raise NotAContainer(f"{backend.path} is not a snapctl container")
@@ -316,10 +323,10 @@ def choose_superblocks(backend: Backend) -> tuple[Superblock, Superblock | None]
 def _sound_page(backend: Backend, superblock: Superblock) -> bytes:
     """The very bytes that a superblock was read from, reserved ones included."""
     for copy in range(COPIES):
-        page = read_superblock_copy(backend, superblock.slot, copy)
         try:
+            page = read_superblock_copy(backend, superblock.slot, copy)
             if parse(page) == superblock:
                 return page
-        except Corruption:
+        except (Corruption, IoFailure):
             continue
     return build(superblock)

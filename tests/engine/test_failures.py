@@ -12,6 +12,7 @@ from snapctl.engine.container import Container
 from snapctl.engine.reading import resolve
 from snapctl.errors import HasDependents, IoFailure, Locked, NodeNotFound, NoSpace, Poisoned
 from snapctl.format.geometry import Geometry
+from snapctl.format.superblock import copy_offset
 from snapctl.services.check import check_backend
 from tests.support.backends import FailingBackend, MemoryBackend
 
@@ -19,11 +20,13 @@ SMALL = Geometry(512, 512)
 
 
 class UnreadableSector(MemoryBackend):
-    """A disk that refuses to read one place."""
+    """A disk that refuses to read some places."""
+
+    bad_offsets: tuple[int, ...] = ()
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
-        if offset == 32768 + 4096:
-            raise IoFailure(f"cannot read {self.path}: Input/output error")
+        if offset in self.bad_offsets:
+            raise IoFailure(f"cannot read {self.path}: Input/output error; try again")
         return super().read_into(offset, buffer)
 
 
@@ -116,15 +119,34 @@ def test_a_read_never_fails_for_lack_of_space():
     assert volume.read(0, 2000) == b"x" * 2000
 
 
-def test_one_unreadable_copy_of_a_superblock_costs_nothing():
-    backend = MemoryBackend()
+def unreadable_superblocks(*copies: tuple[int, int]) -> UnreadableSector:
+    """A container of three commits, the last of which made the second volume, on a disk that hides some copies."""
+    backend = UnreadableSector()
     container = Container.format(backend, SMALL)
-    container.create_volume("db", 5000)
-    container.commit()
-    container.create_volume("log", 5000)
-    container.commit()
+    for name in ("db", "log"):
+        container.create_volume(name, 5000).write(0, b"x" * 5000)
+        container.commit()
     assert container.transaction == 4
-    assert len(Container.adopt(UnreadableSector(backend.data))) == 2
+    backend.bad_offsets = tuple(copy_offset(slot, copy) for slot, copy in copies)
+    return backend
+
+
+@pytest.mark.parametrize("copies", [((0, 0),), ((0, 1),), ((1, 0),), ((1, 1),), ((0, 0), (1, 1)), ((1, 0), (0, 0))])
+@pytest.mark.parametrize("writable", [False, True])
+def test_an_unreadable_copy_of_either_superblock_costs_nothing(copies: tuple[tuple[int, int], ...], writable: bool):
+    assert len(Container.adopt(unreadable_superblocks(*copies), writable=writable)) == 2
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_a_last_commit_whose_superblock_cannot_be_read_at_all_is_not_taken_for_one_that_never_was(writable: bool):
+    """To open the commit before would cut off the last one's pages; the next read may well succeed."""
+    backend = unreadable_superblocks((1, 0), (1, 1))
+    before = bytes(backend.data)
+    with pytest.raises(IoFailure, match="try again"):
+        Container.adopt(backend, writable=writable)
+    assert backend.data == before
+    backend.bad_offsets = ()
+    assert len(Container.adopt(backend, writable=writable)) == 2
 
 
 def test_an_aborted_transaction_gives_its_room_back(tmp_path: Path):
