@@ -3,12 +3,13 @@
 #   make PYTHON=python3.13 test                  another interpreter
 #   make test PYTEST_ARGS='-k claims'            some of the tests
 #   HYPOTHESIS_PROFILE=long make test            many more, and random, examples (see tests/conftest.py)
-#   make crash-search N=100000 SEED=1            so many states, drawn from a seed of one's own
+#   make crash-search N=100000 SEED=1            one of the searches (docs/reliability.md), longer than by default
 
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= auto
-N ?= 20000
+N ?=
+SECONDS ?=
 SEED ?=
 PYTEST_ARGS ?=
 
@@ -16,15 +17,21 @@ PYTEST_ARGS ?=
 pip = $(VENV)/bin/python -m pip --quiet --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench crash-search clean
+.PHONY: help demo test lint bench crash-search fault-search kill-loop bit-rot fuzz mutation-check golden clean
 
 help:
-	@echo 'make demo          install into $(VENV) and show a tour on a real image'
-	@echo 'make test          run the whole test suite'
-	@echo 'make lint          check style, format and types'
-	@echo 'make bench         measure, and print the figures'
-	@echo 'make crash-search  search N=$(N) states that crashes may leave for one that lost something'
-	@echo 'make clean         remove $(VENV) and everything else that was made'
+	@echo 'make demo            install into $(VENV) and show a tour on a real image'
+	@echo 'make test            run the whole test suite'
+	@echo 'make lint            check style, format and types'
+	@echo 'make bench           measure, and print the figures'
+	@echo 'make crash-search    search N states that crashes may leave for one that lost something'
+	@echo 'make fault-search    let every system call of a workload fail, in every way'
+	@echo 'make kill-loop       kill N writers, and look for what they had reported'
+	@echo 'make bit-rot         damage a container in N ways, and compare what is told with what is lost'
+	@echo 'make fuzz            open forged containers for SECONDS'
+	@echo 'make mutation-check  break the lines that matter most, and see that tests fail'
+	@echo 'make golden          make the golden files anew, after a change of the format'
+	@echo 'make clean           remove $(VENV) and everything else that was made'
 
 demo: $(VENV)/.installed
 	@PATH="$(abspath $(VENV))/bin:$$PATH" sh docs/tour.sh
@@ -41,8 +48,26 @@ bench: $(VENV)/.installed
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(VENV)/bin/python "$$script"; done
 
 crash-search: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m tests.reliability.crash_search $(N) $(if $(SEED),--seed $(SEED)) \
+	$(VENV)/bin/python -m tests.reliability.crash_search $(or $(N),20000) $(if $(SEED),--seed $(SEED)) \
 	    $(if $(filter-out auto,$(JOBS)),--jobs $(JOBS))
+
+fault-search: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.reliability.fault_search
+
+kill-loop: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.reliability.kill_loop $(or $(N),300) $(SEED)
+
+bit-rot: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.reliability.bit_rot $(or $(N),3000) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.reliability.fuzz $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
+mutation-check: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.reliability.mutations
+
+golden: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.golden.make
 
 clean:
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
