@@ -47,7 +47,7 @@ def test_a_container_whose_making_fails_leaves_no_file(path: Path):
 
 @pytest.mark.parametrize("name", ["write", "snapshot", "read"])
 def test_a_command_during_which_a_call_fails_ends_with_one_line_and_all_or_nothing(name: str, path: Path):
-    assert fault_search.try_command(path, name, every=25).total() > 3
+    assert fault_search.try_command(path, name, every=12).total() > 3
 
 
 # The system itself
