@@ -96,6 +96,7 @@ class Writers:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment(),
+            bufsize=0,  # `communicate` does not see what a buffer has taken in
         )
         assert process.stdout
         reports = b""
