@@ -14,20 +14,9 @@ from snapctl.errors import HasDependents, IoFailure, Locked, NodeNotFound, NoSpa
 from snapctl.format.geometry import Geometry
 from snapctl.format.superblock import copy_offset
 from snapctl.services.check import check_backend
-from tests.support.backends import FailingBackend, MemoryBackend
+from tests.support.backends import FailingBackend, MemoryBackend, UnreadableSector
 
 SMALL = Geometry(512, 512)
-
-
-class UnreadableSector(MemoryBackend):
-    """A disk that refuses to read some places."""
-
-    bad_offsets: tuple[int, ...] = ()
-
-    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
-        if offset in self.bad_offsets:
-            raise IoFailure(f"cannot read {self.path}: Input/output error; try again")
-        return super().read_into(offset, buffer)
 
 
 class Interrupting(MemoryBackend):

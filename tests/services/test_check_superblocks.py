@@ -16,7 +16,7 @@ from snapctl.services.check.findings import Findings
 from snapctl.services.check.superblocks import check_superblocks
 from snapctl.storage.store import choose_superblocks
 from tests.support import damage
-from tests.support.backends import MemoryBackend
+from tests.support.backends import MemoryBackend, UnreadableSector
 from tests.support.containers import fill, filled_image, small_container
 
 SECTOR = 512
@@ -45,6 +45,11 @@ class TestSuperblocks:
             where = [finding.where for finding in findings.all()]
             assert where == [f"superblock slot {slot} copy {copy}"], (at, bit)
             damage.flip(backend, offset, bit)
+
+    def test_a_copy_that_the_disk_refuses_to_read_is_found(self):
+        backend = UnreadableSector(filled_image())
+        backend.bad_offsets = (copy_offset(1, 1),)
+        damage.assert_found(check_backend(backend), "superblock slot 1 copy 1", "cannot be read", "Input/output error")
 
     def test_the_copies_of_one_transaction_must_be_alike(self, backend: MemoryBackend):
         current, _ = choose_superblocks(backend)

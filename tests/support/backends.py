@@ -118,6 +118,21 @@ class RecordingBackend(MemoryBackend):
         self.log.append((method, offset, length))
 
 
+class UnreadableSector(MemoryBackend):
+    """A disk that refuses to read some places.
+
+    Attributes:
+        bad_offsets: where reads that begin there are refused, in bytes.
+    """
+
+    bad_offsets: tuple[int, ...] = ()
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
+        if offset in self.bad_offsets:
+            raise IoFailure(f"cannot read {self.path}: Input/output error; try again")
+        return super().read_into(offset, buffer)
+
+
 class InterruptedBackend(MemoryBackend):
     """Asks before each operation whether it may go on; base of those that stop, fail and refuse.
 

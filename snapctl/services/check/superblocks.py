@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from snapctl.errors import SnapctlError
+from snapctl.errors import IoFailure, SnapctlError
 from snapctl.format.checksum import crc32c
 from snapctl.format.layout import SUPERBLOCK_BYTES
 from snapctl.format.superblock import COPIES, SLOTS, Superblock, build, parse
@@ -55,13 +55,24 @@ def check_superblocks(backend: Backend, current: Superblock, findings: Findings)
             last, tries = current.transaction, (current.transaction - SLOTS, current.transaction)
         else:
             last, tries = current.transaction - 1, (current.transaction - 1, current.transaction + 1)
-        pages = [read_superblock_copy(backend, number, copy).ljust(SUPERBLOCK_BYTES, b"\0") for copy in range(COPIES)]
-        copies = [(page, _parse(page)) for page in pages]
+        pages = [_read(backend, number, copy) for copy in range(COPIES)]
+        copies = [(page, _parse(page)) for page in pages if isinstance(page, bytes)]
         slot = _Slot(current, last, tries, [page for page, found in copies if found and found.transaction == last])
-        for copy, (page, found) in enumerate(copies):
-            fault = _fault_of_damaged(page, slot) if found is None else _fault_of_sound(page, found, slot)
+        for copy, page in enumerate(pages):
+            if isinstance(page, IoFailure):
+                fault: str | None = f"cannot be read: {page}"
+            else:
+                found = _parse(page)
+                fault = _fault_of_damaged(page, slot) if found is None else _fault_of_sound(page, found, slot)
             if fault:
                 findings.corruption(f"superblock slot {number} copy {copy}", fault)
+
+
+def _read(backend: Backend, number: int, copy: int) -> bytes | IoFailure:
+    try:
+        return read_superblock_copy(backend, number, copy).ljust(SUPERBLOCK_BYTES, b"\0")
+    except IoFailure as error:
+        return error
 
 
 def _fault_of_sound(page: bytes, found: Superblock, slot: _Slot) -> str | None:
