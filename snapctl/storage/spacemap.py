@@ -137,8 +137,11 @@ class SpaceMap:
         """Whether a page in use was born in the open transaction, so that it may be overwritten in place."""
         index, bit = divmod(page_no, self._geometry.units_per_bitmap)
         bitmap = self._bitmaps.get(index)
-        # Fresh pages were allocated through a bitmap in memory; any other page is committed.
-        return bitmap is not None and not bitmap.committed[bit >> 3] >> (bit & 7) & 1
+        # Fresh pages were allocated through a bitmap in memory; any other page is committed. One that a damaged map has
+        # as free in both states is not fresh either: the other slot may stand for it.
+        if bitmap is None:
+            return False
+        return bool((bitmap.current[bit >> 3] & ~bitmap.committed[bit >> 3]) >> (bit & 7) & 1)
 
     def allocate_data(self, units: int, count: int) -> list[int]:
         """As `allocate`, but never from the reserve.

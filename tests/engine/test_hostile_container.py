@@ -78,6 +78,19 @@ def test_a_damaged_space_map_keeps_nobody_from_reading():
     assert Container.adopt(backend, writable=False)["db@a"].read(0, 3) == b"xxx"
 
 
+def test_a_page_that_the_map_has_as_free_is_not_written_over():
+    """It is not one of the open transaction, though the last commit did not have it: the commit before may."""
+    backend = MemoryBackend()
+    container = small_container(backend)
+    container.create_volume("db", 5000).write(0, b"x" * 5000)
+    container.commit()
+    page = damage.pointers(backend, damage.find(backend, "db", "third table"))[0].page_no
+    damage.forge_use(backend, page, in_use=False)
+    with pytest.raises(Corruption, match="free"):
+        Container.adopt(backend)["db"].write(0, b"y" * 512)
+    assert backend.data[page * 512 : page * 512 + 3] == b"xxx"
+
+
 def forge_number(backend: MemoryBackend, field: str, value: int) -> None:
     """Put a number into every superblock copy and make its checksum right."""
     at = 0

@@ -132,7 +132,7 @@ class TestHostileContainers:
         looped = bytearray(damage.read(backend, table))
         pointer = page_pointer(table.offset // BLOCK, checksum, 1)
         looped[-2 * POINTER_BYTES :] = b"".join(word.to_bytes(8, "little") for word in pointer) * 2
-        damage.forge(backend, table, 0, bend(looped, len(looped) - 5 * POINTER_BYTES, checksum))
+        damage.forge(backend, table, 0, damage.bend(looped, len(looped) - 5 * POINTER_BYTES, checksum))
         assert crc32c(damage.read(backend, table)) == checksum
         damage.assert_found(check_backend(backend), owner, "another owner")
 
@@ -167,30 +167,6 @@ class TestHostileContainers:
         report = check_backend(backend)
         assert len(report.findings) == 3 * (FANOUT - 1)
         assert backend.read_bytes < len(backend.data)
-
-
-def bend(page: bytearray, at: int, checksum: int) -> bytes:
-    """Choose the 32 bits at a place in a page such that its CRC32C is as wanted; a CRC is linear in every bit."""
-
-    def with_bits(bits: int) -> int:
-        page[at : at + 4] = bits.to_bytes(4, "little")
-        return int(crc32c(page))
-
-    wanted = with_bits(0) ^ checksum
-    basis: dict[int, tuple[int, int]] = {}
-    zero = with_bits(0)
-    for i in range(32):
-        value, bits = with_bits(1 << i) ^ zero, 1 << i
-        while value and value.bit_length() in basis:
-            other = basis[value.bit_length()]
-            value, bits = value ^ other[0], bits ^ other[1]
-        basis[value.bit_length()] = (value, bits)
-    chosen = 0
-    while wanted:
-        value, bits = basis[wanted.bit_length()]
-        wanted, chosen = wanted ^ value, chosen ^ bits
-    with_bits(chosen)
-    return bytes(page)
 
 
 def outcome(data: bytes | bytearray) -> int:

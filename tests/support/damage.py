@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import INDEX_DEPTH, POINTER_BYTES, RECORD_BYTES, VOLUME_DEPTH
@@ -26,15 +27,16 @@ _CHECKSUM_IN_POINTER = 8
 _BIRTH_IN_POINTER = 12
 
 
-def _record_fields() -> Iterator[tuple[str, tuple[int, int]]]:
-    offset = 0
-    for field in NodeRecord.subcons:
-        yield field.name, (offset, field.sizeof())
+def fields_of(declaration: Any) -> dict[str, tuple[int, int]]:
+    """(offset, length) in bytes of each field that a declaration of `layout` has."""
+    fields, offset = {}, 0
+    for field in declaration.subcons:
+        fields[field.name] = (offset, field.sizeof())
         offset += field.sizeof()
+    return fields
 
 
-_RECORD_FIELDS = dict(_record_fields())
-"""(offset, length) in bytes of each field of a record."""
+_RECORD_FIELDS = fields_of(NodeRecord)
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,9 @@ class Structure:
         return f"{self.owner}: {self.kind} {self.index}"
 
 
-def structures(backend: Backend) -> list[Structure]:
-    """All structures of an undamaged container, as of its last commit."""
-    current, _ = choose_superblocks(backend)
-    return list(_Finder(backend, current).find())
+def structures(backend: Backend, of: Superblock | None = None) -> list[Structure]:
+    """All structures of an undamaged container, as of its last commit or of the superblock `of`."""
+    return list(_Finder(backend, of or choose_superblocks(backend)[0]).find())
 
 
 def find(backend: Backend, owner: str, kind: str, index: int | None = None) -> Structure:
@@ -180,6 +181,30 @@ def seal(backend: Backend, structure: Structure) -> None:
             return replace(found, **{field: Pointer(pointer.word0, word1)})  # type: ignore[arg-type]
 
         forge_superblock(backend, change)
+
+
+def bend(page: bytearray, at: int, checksum: int) -> bytes:
+    """Choose the 32 bits at a place in a page such that its CRC32C is as wanted; a CRC is linear in every bit."""
+
+    def with_bits(bits: int) -> int:
+        page[at : at + 4] = bits.to_bytes(4, "little")
+        return int(crc32c(page))
+
+    wanted = with_bits(0) ^ checksum
+    basis: dict[int, tuple[int, int]] = {}
+    zero = with_bits(0)
+    for i in range(32):
+        value, bits = with_bits(1 << i) ^ zero, 1 << i
+        while value and value.bit_length() in basis:
+            other = basis[value.bit_length()]
+            value, bits = value ^ other[0], bits ^ other[1]
+        basis[value.bit_length()] = (value, bits)
+    chosen = 0
+    while wanted:
+        value, bits = basis[wanted.bit_length()]
+        wanted, chosen = wanted ^ value, chosen ^ bits
+    with_bits(chosen)
+    return bytes(page)
 
 
 def _read(backend: Backend, offset: int, length: int) -> bytes:

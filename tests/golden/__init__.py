@@ -1,0 +1,1 @@
+"""Containers that are kept as files, and what they hold."""

@@ -1,0 +1,450 @@
+"""Everything that people do to a container, done to a hostile image; and what must hold whatever stands in it.
+
+`drive` opens the image for reading and looks at it in all ways, then opens it for writing and takes the steps of the
+input. A `SnapctlError` is a right answer to anything. What is not:
+
+- any other exception, more work or memory than the image warrants, a message or a name that does not print;
+- bytes that the oracle finds nowhere behind a right checksum;
+- a write or a punch that hits the superblock area (but for a whole superblock in its place) or a unit that one of the
+  two last commits has in use;
+- in a container that `check` finds clean: a `Corruption` from anything but a LOST block, a finding after a change, or
+  another node's content changed by it.
+
+What an image brought about comes back as a set of notes, by which the fuzzer tells new behaviour from old.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from types import FrameType
+from typing import Any, TypeVar
+
+from snapctl.cli import ancestry, report
+from snapctl.engine.container import Container
+from snapctl.engine.model import Cow
+from snapctl.engine.node import Node
+from snapctl.errors import Corruption, DataLost, NoSpace, SnapctlError
+from snapctl.format.geometry import SUPERBLOCK_AREA
+from snapctl.format.superblock import COPIES, SLOTS, copy_offset, parse
+from snapctl.services.check import check_backend
+from snapctl.storage.backend import Buffer
+from tests.reliability.forgery import Step
+from tests.reliability.oracle import Oracle, Piece
+from tests.support.backends import MemoryBackend
+
+MOST_READS = 200_000
+"""Calls of the backend that one image may cost; the costliest honest ones take a tenth."""
+MOST_SECONDS = 60
+"""Processor time after which an image counts as hanging though it reads nothing: the last resort."""
+_MOST_BYTES = 256 << 20
+"""Memory that the process may take beyond what it has."""
+_DISK_BYTES = 64 << 20
+"""Size of the disk that a container stands on; a forged map may send the allocator anywhere."""
+_RELATIONS: tuple[ancestry.Relation, ...] = ("parent", "origin")
+_BLOCKS_AT_FRONT, _BLOCKS_AT_END = 1 << 16, 1 << 10
+"""How much of a node is read."""
+_FAILED_READS = 48
+"""Reads of one node that may fail before the rest of it is left alone."""
+
+Notes = set[str]
+T = TypeVar("T")
+
+
+class Broken(AssertionError):
+    """Something happened that must not happen, whatever stands in the file."""
+
+
+class Endless(BaseException):
+    """More work than any image of this size warrants. Not an `Exception`, so that nobody catches it on the way."""
+
+
+class GuardedBackend(MemoryBackend):
+    """A file in memory that watches how much is read and where is written."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        super().__init__(data)
+        self._reads = 0
+        self._unit = 0
+        self._in_use: set[int] = set()
+        self._unknown: list[range] = []
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
+        self._reads += 1
+        if self._reads > MOST_READS:
+            raise Endless(f"more than {MOST_READS} reads")
+        if offset < 0:
+            raise Broken(f"read at {offset}")
+        return super().read_into(offset, buffer)
+
+    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        data = b"".join(buffers)
+        if offset < SUPERBLOCK_AREA:
+            places = {copy_offset(slot, copy) for slot in range(SLOTS) for copy in range(COPIES)}
+            if offset not in places:
+                raise Broken(f"a write of {len(data)} bytes to {offset}, in the superblock area")
+            parse(data)
+            self._unit = 0
+        else:
+            if offset + len(data) > _DISK_BYTES:
+                raise NoSpace("the disk is full")
+            self._check_free("write", offset, len(data))
+        super().write(offset, [data])
+
+    def extend(self, size: int) -> None:
+        if size > _DISK_BYTES:
+            raise NoSpace("the disk is full")
+        super().extend(size)
+
+    def punch(self, offset: int, length: int) -> None:
+        self._check_free("punch", offset, length)
+        super().punch(offset, length)
+
+    def _check_free(self, what: str, offset: int, length: int) -> None:
+        if not self._unit:
+            oracle = Oracle(self.data)
+            self._unit = oracle.superblock.geometry.unit
+            self._in_use, self._unknown = oracle.units_in_use()
+        units = range(offset // self._unit, -(-(offset + length) // self._unit))
+        hit = self._in_use.intersection(units)
+        if hit or any(units[0] < found.stop and found.start <= units[-1] for found in self._unknown):
+            raise Broken(f"{what} at {offset} hits units {sorted(hit)[:5]}, which are in use as far as the map tells")
+
+
+class Run:
+    """One image under test.
+
+    Attributes:
+        image: its bytes as forged.
+        notes: what happened so far.
+        is_clean: `check` found nothing in it.
+        oracle: reads it; None if it has no superblock.
+    """
+
+    def __init__(self, image: bytes) -> None:
+        self.image = image
+        self.notes: Notes = set()
+        self.is_clean = False
+        self.oracle: Oracle | None = None
+        with suppress(SnapctlError):
+            self.oracle = Oracle(image)
+
+    def attempt(self, call: Callable[..., T], *arguments: Any) -> T | None:
+        """What a call returns; None after a `SnapctlError`, of which note is taken."""
+        try:
+            return call(*arguments)
+        except SnapctlError as error:
+            self.note_error(error)
+            return None
+
+    def note_error(self, error: SnapctlError) -> None:
+        require_printable(str(error))
+        if self.is_clean and isinstance(error, Corruption) and not isinstance(error, DataLost):
+            raise Broken(f"check finds the container clean, yet: {error}") from error
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        code = trace.tb_frame.f_code if trace else None
+        where = f"{code.co_filename.rpartition('snapctl/')[2]}:{code.co_name}" if code else "?"
+        self.notes.add(f"{type(error).__name__} {where}: {shape(str(error))}")
+
+    def check(self, data: bytes | bytearray) -> int | None:
+        """The exit code of a check; None if there is no container."""
+        checked = self.attempt(check_backend, GuardedBackend(data))
+        if checked is None:
+            return None
+        for finding in checked.findings:
+            require_printable(finding.where + finding.message)
+            self.notes.add(f"check {shape(finding.message)}")
+        return int(checked.exit_code)
+
+
+def drive(image: bytes, steps: Sequence[Step]) -> Notes:
+    """Do everything to an image; raises `Broken`, or what nobody caught, if anything goes wrong."""
+    run = Run(image)
+    with _bounded():
+        for do in (check_it, look_at_it, *REPAIRS):
+            do(run)
+        change_it(run, steps)
+    return run.notes
+
+
+def check_it(run: Run) -> None:
+    """Check the image, and find whether it is a clean one whose numbers do not end before the steps do."""
+    has_room = (
+        run.oracle is not None and (run.oracle.superblock.next_node_id | run.oracle.superblock.transaction) < 1 << 62
+    )
+    run.is_clean = run.check(run.image) == 0 and has_room
+
+
+def look_at_it(run: Run) -> None:
+    """Open for reading; list, draw and read."""
+    container = run.attempt(_open, GuardedBackend(run.image), False)
+    if container is None:
+        return
+    run.attempt(_describe_container, container)
+    nodes = run.attempt(_nodes, container)
+    if nodes is not None:
+        _draw(run, nodes, container)
+    else:
+        ids = range(1, min(container._list.next_id, 64))
+        nodes = [node for node in (run.attempt(container.by_id, i) for i in ids) if node is not None]
+    for node in nodes:
+        run.attempt(_describe_node, node)
+        read_node(run, node)
+
+
+def change_it(run: Run, steps: Sequence[Step]) -> None:
+    """Open for writing, take the steps, commit; then look at what has come of it."""
+    backend = GuardedBackend(run.image)
+    container: Container | None = run.attempt(_open, backend, True)
+    if container is None:
+        return
+    before = run.oracle
+    touched: set[int] = set()
+    for step in steps:
+        if step[0] == "reopen":
+            run.attempt(container.commit)
+            run.attempt(container.close)
+            container = run.attempt(_open, backend, True)
+            if container is None:
+                break
+            continue
+        _take(run, container, step, touched)
+        if not _is_whole(container) and run.attempt(_aborted, container) is None:
+            break
+    if container is not None:
+        run.attempt(container.commit)
+        run.attempt(container.close)
+    if not run.is_clean:
+        run.check(backend.data)
+        return
+    if run.check(backend.data) != 0:
+        raise Broken("check found the container clean before the steps, but not after them")
+    _compare(before, Oracle(backend.data), touched)
+
+
+REPAIRS: list[Callable[[Run], None]] = []
+"""Where the drivers of `scrub` and `check --repair` belong.
+
+A driver takes the `Run`, works on a `GuardedBackend(run.image)` and holds that:
+- scrub names damage in exactly the ranges in which `run.oracle.read` finds BAD, and none in an image that is clean;
+- after a repair `run.check(backend.data)` is 0, and every piece that `run.oracle.digest(node_id)` has with bytes or
+  ZEROS reads the same in an `Oracle` of the repaired bytes, of whatever name and kind the node is now;
+- a repair that is refused with a SnapctlError has changed no byte but of superblock copies;
+- with `dry_run` not a byte changes.
+"""
+
+
+def read_node(run: Run, node: Node) -> None:
+    """Read a node wherever it says that it has data, and at the edges of what it says to be zeros."""
+    assert run.oracle is not None
+    size = node.container.block_size
+    blocks = -(-node.size_bytes // size)
+    # A few pages may stand for terabytes, and whoever reads all of those waits: that is as it is with honest ones.
+    windows = [(0, min(blocks, _BLOCKS_AT_FRONT)), (max(_BLOCKS_AT_FRONT, blocks - _BLOCKS_AT_END), blocks)]
+    extents = [
+        extent
+        for first, stop in windows
+        if first < stop
+        for extent in _extents(run, node, first * size, min(stop * size, node.size_bytes))
+    ]
+    failures = _FAILED_READS
+    pending = [(start, min(end, start + 2048 * size)) for start, end in reversed(extents)]
+    while pending and failures:
+        start, end = pending.pop()
+        data = run.attempt(node.read, start, end - start)
+        if data is not None:
+            wrong = run.oracle.differs(node.id, start, data)
+            if wrong:
+                raise Broken(f"{node.name}: {wrong}")
+            continue
+        failures -= 1
+        if end - start > size:
+            middle = start + max(size, (end - start) // 2 // size * size)
+            pending += [(middle, end), (start, middle)]
+
+
+def _extents(run: Run, node: Node, start: int, end: int) -> list[tuple[int, int]]:
+    """Where to read in a range: all data, the edges of zeros, and all that is left after an error."""
+    size = node.container.block_size
+    found: list[tuple[int, int]] = []
+    try:
+        for extent in node.extents(start, end - start):
+            stop = extent.offset_bytes + extent.length_bytes
+            if extent.is_zero and extent.length_bytes > 64 * size:
+                found += [(start, start + size), (stop - size, stop)]
+            else:
+                found.append((start, stop))
+            start = stop
+    except SnapctlError as error:
+        run.note_error(error)
+        found.append((start, min(end, start + 4096 * size)))
+    return found
+
+
+def require_printable(text: str) -> None:
+    """Hold that a text is one line which no terminal takes for commands."""
+    if not text.isprintable():
+        raise Broken(f"does not print: {text!r}")
+
+
+def _open(backend: GuardedBackend, writable: bool) -> Container:
+    return Container.adopt(backend, writable=writable)
+
+
+def _nodes(container: Container) -> list[Node]:
+    return container.nodes
+
+
+def _describe_node(node: Node) -> None:
+    for _, value in report.node_lines(node, datetime.now(UTC)):
+        require_printable(value)
+    require_printable(str(report.node_details(node)))
+
+
+def _describe_container(container: Container) -> None:
+    for _, value in report.container_lines(container):
+        require_printable(value)
+    require_printable(str(report.container_fields(container)))
+
+
+def _draw(run: Run, nodes: list[Node], container: Container) -> None:
+    for relation in _RELATIONS:
+        forest = run.attempt(ancestry.Ancestry, nodes, relation)
+        if forest is not None:
+            run.attempt(_draw_forest, forest, container)
+
+
+def _draw_forest(forest: ancestry.Ancestry, container: Container) -> None:
+    for guides in (ancestry.ASCII, ancestry.UNICODE):
+        for before, node in forest.draw(forest.roots, guides):
+            require_printable(f"{before}{node.name}{node.size_bytes}{node.own_bytes}{report.timestamp(node.created)}")
+    for line in ancestry.graphviz(forest.below(forest.roots), forest.relation):
+        require_printable(line)
+    for piece in report.nested_json(container, forest.roots, forest.children):
+        require_printable(piece.replace("\n", ""))
+
+
+def _take(run: Run, container: Container, step: Step, touched: set[int]) -> None:
+    name, *arguments = step
+    if name in _ON_NODES:
+        ids = list(container._list)
+        if not ids:
+            return
+        node = run.attempt(container.by_id, ids[arguments[0] % len(ids)])
+        if node is None:
+            return
+        # Whatever a deletion takes along is gone and not compared; all others are to read as before.
+        if name in {"write", "trim", "resize"}:
+            touched.add(node.id)
+        run.attempt(_ON_NODES[name], node, *arguments[1:])
+    else:
+        run.attempt(_ON_CONTAINERS[name], container, *arguments)
+
+
+def _write(node: Node, offset: int, length: int, seed: int) -> None:
+    data = b"".join(b"%02d%05d\n" % (seed % 100, i) for i in range(length // 8 + 1))[:length]
+    node.write(offset, data)
+    if node.read(offset, length) != data:
+        raise Broken(f"{node.name} does not read as what was just written at {offset}")
+
+
+def _trim(node: Node, offset: int, length: int) -> None:
+    node.trim(offset, length)
+    if any(node.read(offset, length)):
+        raise Broken(f"{node.name} does not read as zeros where it was just trimmed at {offset}")
+
+
+def _delete(node: Node, cascade: int) -> None:
+    _of(node).delete(node.name, cascade=bool(cascade))
+
+
+def _of(node: Node) -> Container:
+    assert isinstance(node.container, Container)
+    return node.container
+
+
+def _create(container: Container, name: str, size_bytes: int, is_copy: int) -> None:
+    container.create_volume(name, size_bytes, cow=Cow.COPY if is_copy else Cow.REDIRECT)
+
+
+def _bound_tables(container: Container, most: int) -> None:
+    container.most_resident_tables = most
+
+
+_ON_NODES: dict[str, Callable[..., object]] = {
+    "write": _write,
+    "trim": _trim,
+    "resize": lambda node, size_bytes: node.resize(size_bytes, shrink=True),
+    "snapshot": lambda node, name: _of(node).snapshot(f"{node.name}@{name}"),
+    "clone": lambda node, name: _of(node).clone(node.name, name),
+    "rename": lambda node, name: _of(node).rename(node.name, name),
+    "delete": _delete,
+}
+_ON_CONTAINERS: dict[str, Callable[..., object]] = {
+    "create": _create,
+    "commit": lambda container: container.commit(),
+    "abort": lambda container: container.abort(),
+    "preview": lambda container: container.preview_used_bytes(),
+    "bound": _bound_tables,
+}
+
+
+def _is_whole(container: Container) -> bool:
+    try:
+        container.check_whole()
+    except SnapctlError:
+        return False
+    return True
+
+
+def _aborted(container: Container) -> bool:
+    container.abort()
+    return True
+
+
+def _compare(before: Oracle | None, after: Oracle, touched: set[int]) -> None:
+    """Hold that nodes which nothing was done to read as before, as far as they are still there."""
+    assert before is not None
+    for node_id in before.ids & after.ids - touched:
+        then, now = before.digest(node_id), after.digest(node_id)
+        if then != now:
+            raise Broken(f"node {node_id}, to which nothing was done, reads differently: {_first(then, now)}")
+
+
+def _first(then: list[Piece], now: list[Piece]) -> str:
+    pairs = zip(then, now, strict=False)
+    return next((f"{a} was {b}"[:200] for b, a in pairs if a != b), "its length has changed")
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Bound the memory and the processor time of what runs in the block."""
+
+    def out_of_time(_signal: int, _frame: FrameType | None) -> None:
+        raise Endless(f"more than {MOST_SECONDS} seconds of processor time")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as statm:
+        taken = int(statm.read().split()[0]) * resource.getpagesize()
+    handler = signal.signal(signal.SIGVTALRM, out_of_time)
+    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + _MOST_BYTES, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, handler)
+
+
+def shape(message: str) -> str:
+    """A message without what differs from image to image: numbers, names and whatever is quoted."""
+    message = re.sub(r"'[^']*'|bad name .*: use", "Q", message)
+    message = re.sub(r"\b(?:db|log|dev|lab|n\d|mon|tue|[abx]|a{9,}|x{9,})\b(?!')(?:@[\w.-]+)?", "N", message)
+    return re.sub(r"#?\b(?:0x[0-9a-f]+|\d+)\b|\d+", "N", message).replace("N@N", "N")[:120]
