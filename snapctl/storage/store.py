@@ -316,7 +316,8 @@ def choose_superblocks(backend: Backend) -> tuple[Superblock, Superblock | None]
             raise NotAContainer(f"{backend.path} is not a snapctl container")
         raise Corruption(f"{backend.path}: no sound superblock is left; restore it from a copy")
     current = max(copies, key=lambda found: found.transaction)
-    others = (found for found in copies if found.transaction < current.transaction)
+    # A copy in the slot of the last commit is no state to keep: opening for writing writes both copies of that slot.
+    others = (found for found in copies if found.transaction < current.transaction and found.slot != current.slot)
     return current, max(others, key=lambda found: found.transaction, default=None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -10,7 +11,8 @@ from snapctl.engine.container import Container
 from snapctl.errors import Corruption
 from snapctl.format import layout
 from snapctl.format.checksum import crc32c
-from snapctl.format.superblock import COPIES, SLOTS, copy_offset, has_magic
+from snapctl.format.superblock import COPIES, SLOTS, build, copy_offset, has_magic
+from snapctl.storage.store import choose_superblocks
 from tests.support import damage
 from tests.support.backends import MemoryBackend
 from tests.support.containers import small_container
@@ -89,6 +91,17 @@ def test_a_page_that_the_map_has_as_free_is_not_written_over():
     with pytest.raises(Corruption, match="free"):
         Container.adopt(backend)["db"].write(0, b"y" * 512)
     assert backend.data[page * 512 : page * 512 + 3] == b"xxx"
+
+
+def test_the_commit_before_is_the_one_in_the_other_slot():
+    """Not what the adopted superblock's own slot has in its other copy, which the first write makes away with."""
+    backend = with_snapshots()
+    Container.adopt(backend).create_volume("more", 512).container.commit()
+    current, previous = choose_superblocks(backend)
+    assert previous is not None
+    newer = replace(current, transaction=current.transaction + SLOTS)
+    backend.write(copy_offset(current.slot, 0), [build(newer)])
+    assert choose_superblocks(backend) == (newer, previous)
 
 
 def forge_number(backend: MemoryBackend, field: str, value: int) -> None:
