@@ -11,6 +11,8 @@ from random import Random
 
 import pytest
 
+from snapctl.cli.run import _guarded
+from snapctl.cli.settings import Settings
 from snapctl.engine.container import Container
 from snapctl.engine.node import Node
 from snapctl.engine.snapshot_list import SnapshotList
@@ -55,6 +57,32 @@ def test_the_corpus_is_small_and_reads_as_it_is_written():
 
 def test_no_input_of_the_corpus_is_known_to_fail():
     assert [path.name for path in CORPUS if path.name.startswith(fuzz.FAILED)] == []
+
+
+@pytest.mark.parametrize("path", CORPUS[::8], ids=[path.stem for path in CORPUS[::8]])
+def test_the_command_line_stands_what_fuzzing_has_found(path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    image = forge(Input.read(path))
+    container, target = tmp_path / "lab.snap", tmp_path / "db.img"
+    container.write_bytes(image)
+
+    def command(*words: str) -> None:
+        code = _guarded(words, Settings())
+        out, error = capfd.readouterr()
+        assert code in {0, 1, 3, 4, 6}, error
+        assert bool(error) == (code != 0) or words[0] == "check"
+        assert "internal error" not in error
+        drive.require_printable((out + error).replace("\n", ""))
+
+    command("list", f"{container}")
+    command("tree", f"{container}")
+    command("tree", "--json", "--by", "origin", f"{container}")
+    command("info", f"{container}/db")
+    command("check", f"{container}")
+    command("export", f"{container}/db", f"{target}")
+    command("delete", "--dry-run", "--cascade", f"{container}/db")
+    assert container.read_bytes() == image
+    command("snapshot", f"{container}@new")
+    command("delete", "--yes", "--cascade", f"{container}/db")
 
 
 class TestForgery:
