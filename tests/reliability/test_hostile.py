@@ -79,8 +79,8 @@ def test_the_command_line_stands_what_fuzzing_has_found(path: Path, tmp_path: Pa
     command("info", f"{container}/db")
     command("check", f"{container}")
     command("export", f"{container}/db", f"{target}")
-    command("delete", "--dry-run", "--cascade", f"{container}/db")
     assert container.read_bytes() == image
+    command("delete", "--dry-run", "--cascade", f"{container}/db")
     command("snapshot", f"{container}@new")
     command("delete", "--yes", "--cascade", f"{container}/db")
 
