@@ -70,9 +70,7 @@ class GuardedBackend(MemoryBackend):
     def __init__(self, data: bytes | bytearray) -> None:
         super().__init__(data)
         self._reads = 0
-        self._unit = 0
-        self._in_use: set[int] = set()
-        self._unknown: list[range] = []
+        self._oracle: Oracle | None = None
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
         self._reads += 1
@@ -89,7 +87,7 @@ class GuardedBackend(MemoryBackend):
             if offset not in places:
                 raise Broken(f"a write of {len(data)} bytes to {offset}, in the superblock area")
             parse(data)
-            self._unit = 0
+            self._oracle = None
         else:
             if offset + len(data) > _DISK_BYTES:
                 raise NoSpace("the disk is full")
@@ -106,14 +104,12 @@ class GuardedBackend(MemoryBackend):
         super().punch(offset, length)
 
     def _check_free(self, what: str, offset: int, length: int) -> None:
-        if not self._unit:
-            oracle = Oracle(self.data)
-            self._unit = oracle.superblock.geometry.unit
-            self._in_use, self._unknown = oracle.units_in_use()
-        units = range(offset // self._unit, -(-(offset + length) // self._unit))
-        hit = self._in_use.intersection(units)
-        if hit or any(units[0] < found.stop and found.start <= units[-1] for found in self._unknown):
-            raise Broken(f"{what} at {offset} hits units {sorted(hit)[:5]}, which are in use as far as the map tells")
+        if self._oracle is None:
+            self._oracle = Oracle(self.data)
+        unit = self._oracle.superblock.geometry.unit
+        for number in range(offset // unit, -(-(offset + length) // unit)):
+            if self._oracle.is_in_use(number):
+                raise Broken(f"{what} at {offset} hits unit {number}, which is in use as far as the map tells")
 
 
 class Run:

@@ -13,7 +13,6 @@ from enum import Enum
 from typing import NamedTuple
 
 from snapctl.format.checksum import crc32c
-from snapctl.format.superblock import Superblock
 from snapctl.storage.store import choose_superblocks
 from tests.support.backends import MemoryBackend
 
@@ -106,36 +105,24 @@ class Oracle:
                 found.append(Piece(piece.start, piece.stop, content))
         return found
 
-    def units_in_use(self) -> tuple[set[int], list[range]]:
-        """What may not be written to: units in use by the maps of the two last commits, as single units and as ranges.
+    def is_in_use(self, unit: int) -> bool:
+        """Whether one of the two last commits has a unit in use by its map.
 
-        What a map that cannot be read says of a range is unknown, so by the last commit's map all of it is in use.
+        Where the last one's map cannot be read, everything may be in use; of the one before that is nobody's loss.
         """
-        found, unknown = set(range(self._geometry.first_page)), []
+        if unit < self._geometry.first_page:
+            return True
+        index, bit = divmod(unit, self._geometry.units_per_bitmap)
         for superblock in (self.superblock, self._previous):
             if superblock is not None:
-                for units in self._in_use(superblock):
-                    if isinstance(units, set):
-                        found |= units
-                    elif superblock is self.superblock:
-                        unknown.append(units)
-        return found, unknown
-
-    def _in_use(self, superblock: Superblock) -> Iterator[set[int] | range]:
-        per_bitmap = self._geometry.units_per_bitmap
-        for start, stop, word0, word1 in self._entries(*superblock.space_map, 2, 0, self._geometry.fanout**2):
-            if word0 is not None and word0 >> 48 != PAGE:
-                continue
-            page = None if word0 is None else self._page(word0, word1, self._geometry.table_size)
-            if page is None:
-                yield range(start * per_bitmap, stop * per_bitmap)
-                continue
-            bits = f"{int.from_bytes(page, 'little'):b}"[::-1]
-            found, at = set(), bits.find("1")
-            while at >= 0:
-                found.add(start * per_bitmap + at)
-                at = bits.find("1", at + 1)
-            yield found
+                for _, _, word0, word1 in self._entries(*superblock.space_map, 2, index, index + 1):
+                    page = None if word0 is None else self._page(word0, word1, self._geometry.table_size)
+                    if page is None and (word0 is None or word0 >> 48 == PAGE):
+                        if superblock is self.superblock:
+                            return True
+                    elif page is not None and page[bit >> 3] >> (bit & 7) & 1:
+                        return True
+        return False
 
     def _read_records(self) -> Iterator[_Record]:
         for _, _, word0, word1 in self._entries(*self.superblock.snapshot_list, 2, 0, self._geometry.fanout**2):
@@ -222,7 +209,10 @@ class Oracle:
         if key not in self._pages:
             page_no, unit = word0 & _PAGE_BITS, self._geometry.unit
             page = self._image[page_no * unit : page_no * unit + length]
-            is_inside = self._geometry.first_page <= page_no <= self.superblock.pages_total - length // unit
+            is_inside = (
+                word0 >> 48 == PAGE
+                and self._geometry.first_page <= page_no <= self.superblock.pages_total - length // unit
+            )
             is_right = is_inside and len(page) == length and crc32c(page) == key[1]
             self._pages[key] = page if is_right else None
         return self._pages[key]
