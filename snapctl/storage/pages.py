@@ -182,6 +182,7 @@ class PageFile:
             (slot, page), self._adopted = self._adopted, None
             self.write_superblock(slot, page)
             with self.poisoned_by_failure():
+                # Not `self.sync`, which makes the file longer: no room for what is to come is no failure yet.
                 self.backend.sync()
 
 

@@ -5,6 +5,7 @@ input. A `SnapctlError` is a right answer to anything. What is not:
 
 - any other exception, more work or memory than the image warrants, a message or a name that does not print;
 - bytes that the oracle finds nowhere behind a right checksum;
+- a lack of space that is reported as a failure of the disk;
 - a write or a punch that hits the superblock area (but for a whole superblock in its place) or a unit that one of the
   two last commits has in use;
 - in a container that `check` finds clean: a `Corruption` from anything but a LOST block, a finding after a change, or
@@ -29,7 +30,7 @@ from snapctl.cli import ancestry, report
 from snapctl.engine.container import Container
 from snapctl.engine.model import Cow
 from snapctl.engine.node import Node
-from snapctl.errors import Corruption, DataLost, NoSpace, SnapctlError
+from snapctl.errors import Corruption, DataLost, IoFailure, NoSpace, Poisoned, SnapctlError
 from snapctl.format.geometry import SUPERBLOCK_AREA
 from snapctl.format.superblock import COPIES, SLOTS, copy_offset, parse
 from snapctl.services.check import check_backend
@@ -142,6 +143,8 @@ class Run:
         require_printable(str(error))
         if self.is_clean and isinstance(error, Corruption) and not isinstance(error, DataLost):
             raise Broken(f"check finds the container clean, yet: {error}") from error
+        if isinstance(error, IoFailure) and not isinstance(error, Poisoned):
+            raise Broken(f"a lack of space became a failure: {error}") from error
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next

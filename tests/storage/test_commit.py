@@ -506,6 +506,19 @@ def test_a_commit_refused_for_lack_of_space_can_be_tried_again(times: int):
         assert state_in(wiped(backend.data)) == old, first
 
 
+def test_a_file_that_cannot_be_made_longer_is_no_failure_at_the_first_write_either():
+    backend = FailingBackend(methods=("extend",), error=NoSpace)
+    container = Container.format(backend, TINY)
+    container.create_volume("db", 100_000)
+    container.commit()
+    container = Container.adopt(backend)
+    backend.begun, backend.fail_at = 0, range(1)
+    container["db"].write(0, pattern(25, 50_000))
+    backend.fail_at = range(0)
+    container.commit()
+    assert state_in(backend.data)["db"].content[:50_000] == pattern(25, 50_000)
+
+
 def test_work_can_go_on_between_a_refused_commit_and_the_next_try():
     for first in range(operations_of_a_commit("write") - COPIES):
         backend, container, _ = prepared(methods=("write",), error=NoSpace)
