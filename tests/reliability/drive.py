@@ -85,9 +85,12 @@ class GuardedBackend(MemoryBackend):
         data = b"".join(buffers)
         if offset < SUPERBLOCK_AREA:
             places = {copy_offset(slot, copy) for slot in range(SLOTS) for copy in range(COPIES)}
+            try:
+                parse(data)
+            except SnapctlError as error:
+                raise Broken(f"a write to {offset}, in the superblock area, of no superblock: {error}") from error
             if offset not in places:
-                raise Broken(f"a write of {len(data)} bytes to {offset}, in the superblock area")
-            parse(data)
+                raise Broken(f"a superblock at {offset}, where none belongs")
             self._oracle = None
         else:
             if offset + len(data) > _DISK_BYTES:
@@ -175,10 +178,10 @@ def drive(image: bytes, steps: Sequence[Step]) -> Notes:
 
 def check_it(run: Run) -> None:
     """Check the image, and find whether it is a clean one whose numbers do not end before the steps do."""
-    has_room = (
-        run.oracle is not None and (run.oracle.superblock.next_node_id | run.oracle.superblock.transaction) < 1 << 62
-    )
-    run.is_clean = run.check(run.image) == 0 and has_room
+    code = run.check(run.image)
+    if run.oracle is not None:
+        numbers = run.oracle.superblock.next_node_id, run.oracle.superblock.transaction
+        run.is_clean = code == 0 and max(numbers) < 1 << 62
 
 
 def look_at_it(run: Run) -> None:

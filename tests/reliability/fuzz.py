@@ -1,9 +1,9 @@
 """Search for containers that the program does not stand: ``python -m tests.reliability.fuzz SECONDS``.
 
-The mutator is our own. It knows the format, so nearly every input gets past the checksums; it costs a tenth of what
-drawing the same choices through Hypothesis would, and inputs that brought about something new (a message, or a place
-that raises, not seen before) are kept and varied, which Hypothesis does not do. Everything follows from the seed, but
-for the order in which several jobs share what they find.
+The mutator is our own, for two reasons. Inputs that brought about something new (a message, or a place that raises,
+not seen before) are kept and varied, which Hypothesis does not do; and to draw an input takes 0.15 ms, where Hypothesis
+took 4 for the same choices. To forge the image takes 0.5 ms, to drive it some 30. Everything follows from the seed and
+the corpus, but for the order in which several jobs share what they find.
 
 An input that fails is made smaller and written to the corpus as ``failed-*.json``, to be renamed to ``fixed-*.json``
 when it is; one that brought about something new as ``*.json``. ``tests/reliability/test_hostile.py`` runs them all.
