@@ -449,6 +449,6 @@ def _bounded() -> Iterator[None]:
 
 def shape(message: str) -> str:
     """A message without what differs from image to image: numbers, names and whatever is quoted."""
-    message = re.sub(r"'[^']*'|bad name .*: use", "Q", message)
+    message = re.sub(r"'[^']*'|bad name .*: use|, [a-z ,]+ in its record", "Q", message)
     message = re.sub(r"\b(?:db|log|dev|lab|n\d|mon|tue|[abx]|a{9,}|x{9,})\b(?!')(?:@[\w.-]+)?", "N", message)
     return re.sub(r"#?\b(?:0x[0-9a-f]+|\d+)\b|\d+", "N", message).replace("N@N", "N")[:120]
