@@ -42,6 +42,14 @@ def format_size(size_bytes: int) -> str:
     return f"{size_bytes / 1024**power:.1f}".removesuffix(".0") + _UNITS[power - 1]
 
 
+def exact_size(size_bytes: int) -> str:
+    """Write a size exactly, in the largest unit of which it is a whole number: ``1025``, ``1536M``."""
+    power = 0
+    while size_bytes and size_bytes % 1024 ** (power + 1) == 0 and power < len(_UNITS):
+        power += 1
+    return f"{size_bytes // 1024**power}{_UNITS[power - 1] if power else ''}"
+
+
 def format_age(seconds: float) -> str:
     """Write an age for people in its largest whole unit: ``0s``, ``59s``, ``12m``, ``3h``, ``4d``, ``2y``."""
     whole = max(0, int(seconds))

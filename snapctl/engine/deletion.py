@@ -91,7 +91,7 @@ def delete(node: Node) -> None:
         NoSpace: tables had to be written out and there is no room.
     """
     container = node.container
-    container.space.may_use_reserve = True
+    container.pages.reserve.may_be_used = True
     heir, pass_word = None, PASS_WORD
     if node.kind is Kind.RO:
         heir = container.older_snapshot(node)

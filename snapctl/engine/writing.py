@@ -70,7 +70,7 @@ def trim(node: Node, offset: int, length: int) -> None:
     if start > stop:  # inside one block
         _zero(node, offset, end)
         return
-    node.container.space.may_use_reserve = True
+    node.container.pages.reserve.may_be_used = True
     _zero(node, offset, min(end, start * block_size))
     _zero(node, stop * block_size, end)
     _trim_blocks(node, start, stop)
@@ -96,7 +96,7 @@ def resize(node: Node, size_bytes: int) -> None:
     old = node.size_bytes
     smaller, larger = sorted((old, size_bytes))
     if size_bytes < old or node.kind is Kind.RW:
-        node.container.space.may_use_reserve = True
+        node.container.pages.reserve.may_be_used = True
         # Every block of the tail, mapped or not, and the last block's bytes beyond the end: whoever grows over them
         # later, or reads them through here, finds zeros.
         _trim_blocks(node, geometry.blocks(smaller), geometry.blocks(larger))

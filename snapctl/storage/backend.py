@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from snapctl.errors import IoFailure, NameTaken, NoSpace, NotAContainer, SnapctlError
+from snapctl.units import format_size
 
 Buffer = bytes | bytearray | memoryview
 
@@ -22,8 +23,12 @@ _IOV_MAX = 1024
 _CLOSED = 0x7FFF_FFFF
 """What stands for a closed file: a descriptor that no process has, so that any use of it is refused by the system."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02
-"""FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE of linux/falloc.h."""
+_FAILURES_TO_RESERVE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""What else a file system may say about a reservation is that it has none for this file."""
+_KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02
+"""FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE of linux/falloc.h."""
+_STAT_BLOCK_BYTES = 512
+"""What st_blocks counts, whatever the file system's blocks are."""
 
 
 class Backend(Protocol):
@@ -59,6 +64,18 @@ class Backend(Protocol):
 
         The bytes of the range are undefined afterwards.
         """
+
+    def reserve(self, offset: int, length: int) -> None:
+        """Have the file system keep room for a range, if it can do that, which is no failure otherwise.
+
+        The length of the file stays as it is, though the range may lie beyond its end; no byte of it changes.
+        """
+
+    def release(self) -> None:
+        """Give all room that is kept beyond the end of the file back to the file system."""
+
+    def room(self) -> int:
+        """Bytes that the file could take in all: what the file system keeps for it, and what it has free."""
 
     def close(self) -> None:
         """Close the file, which releases its lock."""
@@ -188,16 +205,37 @@ class FileBackend:
 
     def punch(self, offset: int, length: int) -> None:
         """See `Backend`; room that stays allocated is there for reuse."""
-        if not sys.platform.startswith("linux"):
-            return
-        while _fallocate(self.fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) == errno.EINTR:
-            pass
+        self._allocate(_KEEP_SIZE | _PUNCH_HOLE, offset, length)
+
+    def reserve(self, offset: int, length: int) -> None:
+        """See `Backend`; nothing is kept beyond the largest file that the system allows."""
+        code = self._allocate(_KEEP_SIZE, offset, length)
+        if code in _FAILURES_TO_RESERVE:
+            raise self._failure(f"reserve {format_size(length)} in", OSError(code, os.strerror(code)))
+
+    def release(self) -> None:
+        """See `Backend`; setting the size that a file has drops what was allocated beyond (ext4, xfs, btrfs, tmpfs)."""
+        self._set_size(self.size(), "truncate")
+
+    def room(self) -> int:
+        """See `Backend`; what the system holds back for its administrator does not count as free."""
+        try:
+            status, system = os.fstat(self.fd), os.fstatvfs(self.fd)
+        except OSError as error:
+            raise self._failure("stat", error) from error
+        return status.st_blocks * _STAT_BLOCK_BYTES + system.f_bavail * system.f_frsize
 
     def close(self) -> None:
         """See `Backend`."""
         fd, self.fd = self.fd, _CLOSED
         if fd != _CLOSED:
             os.close(fd)
+
+    def _allocate(self, mode: int, offset: int, length: int) -> int:
+        """Call fallocate(2) until no signal interrupts it; returns its error number, or 0."""
+        while (code := _fallocate(self.fd, mode, offset, length)) == errno.EINTR:
+            pass
+        return code
 
     def _set_size(self, size: int, what: str) -> None:
         try:
@@ -210,7 +248,9 @@ class FileBackend:
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> int:
-    """One call of fallocate(2), which Python does not have; returns 0 or the number of the error."""
+    """Call fallocate(2) of Linux, which Python does not have, once; returns its error number, or 0."""
+    if not sys.platform.startswith("linux"):
+        return errno.ENOSYS
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)

@@ -17,6 +17,7 @@ from snapctl.format.layout import SUPERBLOCK_BYTES
 from snapctl.format.pointer import CHECKSUM_MASK, KIND_SHIFT, PAGE, PAGE_MASK
 from snapctl.format.superblock import COPIES, copy_offset
 from snapctl.storage.backend import Backend, Buffer
+from snapctl.storage.reserve import Reserve
 
 
 class PageFile:
@@ -24,6 +25,7 @@ class PageFile:
 
     Attributes:
         end_page: units that belong to the container; pointers must lie below.
+        reserve: room beyond the end, and the leave to use it.
         resident_tables: tables taken into memory since whoever bounds them set this to 0.
     """
 
@@ -36,6 +38,7 @@ class PageFile:
         self.backend = backend
         self.geometry = geometry
         self.end_page = end_page
+        self.reserve = Reserve(backend, geometry)
         self._adopted = adopted
         self.resident_tables = 0
         self._failure: str | None = None
@@ -113,7 +116,7 @@ class PageFile:
         if page_no < self.geometry.first_page:
             raise Corruption(f"a write to page {page_no}, in the superblock area, was refused", page_no=page_no)
         try:
-            self.backend.write(page_no * self.geometry.unit, buffers)
+            self.reserve.lend(lambda: self.backend.write(page_no * self.geometry.unit, buffers))
         except IoFailure as error:
             self._failure = str(error)
             raise
@@ -152,7 +155,7 @@ class PageFile:
             IoFailure: the system refuses, a lack of space found this late included, which poisons.
         """
         self.check_usable()
-        self.backend.extend(self.end_page * self.geometry.unit)
+        self.reserve.lend(lambda: self.backend.extend(self.end_page * self.geometry.unit))
         with self.poisoned_by_failure():
             self.backend.sync()
 

@@ -25,13 +25,12 @@ from snapctl.format.pointer import BIRTH_SHIFT, NOWHERE, PAGE, PAGE_MASK, Pointe
 from snapctl.format.superblock import Superblock
 from snapctl.storage.bitmap import clear_bits, clear_runs, count_bits, set_bits, set_runs
 from snapctl.storage.pages import PageFile
+from snapctl.storage.reserve import reserved_units
 from snapctl.storage.tabletree import Table, TableTree
 from snapctl.units import format_size
 
 _PUNCH_BYTES = 1 << 20
 """Runs at least as long are given back to the file system."""
-_RESERVE_TABLES = 256
-"""Table pages kept for transactions that give room back, so that deleting works in a container at its capacity."""
 
 
 @dataclass(slots=True)
@@ -78,7 +77,6 @@ class SpaceMap:
     Attributes:
         used: units in use in the open transaction, the superblock area among them.
         pending: pages of the map itself that are free as soon as the change under way is done.
-        may_use_reserve: whether tables may use up the reserve in the open transaction, which gives room back.
     """
 
     def __init__(self, pages: PageFile, committed: Superblock, previous: Superblock | None) -> None:
@@ -92,10 +90,9 @@ class SpaceMap:
         self._pages = pages
         self._geometry = pages.geometry
         self._limit = committed.pages_limit or self._geometry.max_units
-        self._reserve = min(_RESERVE_TABLES * self._geometry.table_units, committed.pages_limit // 16)
+        self._reserve = reserved_units(self._geometry, committed.pages_limit) if committed.pages_limit else 0
         self.used = committed.pages_used
         self.pending: list[tuple[int, int]] = []
-        self.may_use_reserve = False
         self._committed = committed
         self._previous = previous
         self._bitmaps: dict[int, _Bitmap] = {}
@@ -130,8 +127,14 @@ class SpaceMap:
 
     @property
     def reserve(self) -> int:
-        """Units that are kept for the tables of transactions which give room back."""
+        """Units of the capacity that are kept for the tables of transactions which give room back."""
         return self._reserve
+
+    @property
+    def room(self) -> int:
+        """Units of the capacity that data can still take in the open transaction; some of them may lie apart."""
+        held_back = self._freed_units + self._waiting_units  # free, but a slot on disk stands for them
+        return self._limit - self._reserve - self.used - held_back
 
     def is_fresh(self, page_no: int) -> bool:
         """Whether a page in use was born in the open transaction, so that it may be overwritten in place."""
@@ -164,7 +167,7 @@ class SpaceMap:
         """
         if not count:
             return []
-        if self.used + units * count > self._limit - (0 if self.may_use_reserve else self._reserve):
+        if self.used + units * count > self._limit - (0 if self._pages.reserve.may_be_used else self._reserve):
             raise self._full()
         found: list[int] = []
         first = self._first_unit // self._geometry.units_per_bitmap
@@ -269,7 +272,6 @@ class SpaceMap:
         self.__dict__.pop("_previous_tree", None)
         self._differing = changed
         self._waiting_units, self._freed_units = self._freed_units, 0
-        self.may_use_reserve = False
         return retired
 
     def fresh_runs(self) -> Iterator[tuple[int, int]]:

@@ -38,7 +38,7 @@ from snapctl.storage import lock
 from snapctl.storage.backend import Backend, FileBackend
 from snapctl.storage.pages import PageFile, read_superblock_copy
 from snapctl.storage.spacemap import SpaceMap
-from snapctl.units import format_size
+from snapctl.units import exact_size
 
 _SMALLEST_CAPACITY_TABLES = 64
 
@@ -78,7 +78,8 @@ class Store:
         limit = 0 if capacity_bytes is None else min(capacity_bytes // geometry.unit, geometry.max_units)
         least = geometry.first_page + _SMALLEST_CAPACITY_TABLES * geometry.table_units
         if capacity_bytes is not None and limit < least:
-            raise BadSize(f"a capacity of {format_size(capacity_bytes)} is too small; at least {least * geometry.unit}")
+            given, smallest = exact_size(capacity_bytes), exact_size(least * geometry.unit)
+            raise BadSize(f"a capacity of {given} is too small; it must be at least {smallest}")
         blank = Superblock(
             geometry=geometry,
             uuid=uuid.uuid4(),
@@ -90,6 +91,7 @@ class Store:
             node_count=0,
         )
         backend.extend(SUPERBLOCK_AREA)
+        backend.reserve(0, SUPERBLOCK_AREA)  # no superblock may ever find the file system full
         pages = PageFile(backend, geometry, geometry.first_page, None)
         return cls(pages, SpaceMap(pages, blank, None), blank, writable=True)
 
@@ -170,14 +172,14 @@ class Store:
             raise ReadOnlyNode(f"{self.pages.backend.path} was opened for reading only")
 
     def discard(self) -> None:
-        """Give the room that the open transaction has taken back to the file system.
+        """Give the room that the open transaction has taken back to the file system, and restore the reserve.
 
         Raises:
             IoFailure: the system refuses.
         """
         for page_no, units in self.space.fresh_runs():
             self.pages.punch(page_no, units)
-        self.pages.backend.truncate(self.superblock.pages_total * self.geometry.unit)
+        self.pages.reserve.cut(self.superblock.pages_total)
 
     def reset(self) -> None:
         """Forget the open transaction; the space map is again that of the last commit.
@@ -198,6 +200,9 @@ class Store:
             IoFailure: the system refuses; the last commit stands, or this one, and the container is poisoned.
         """
         self.space.place()
+        reserve = self.pages.reserve
+        if not reserve.may_be_used:
+            reserve.keep(self.pages.end_page)
         self._advance(
             replace(
                 self.superblock,
@@ -209,6 +214,8 @@ class Store:
         )
         if not self._repairs and self.space.wants_empty_commit():
             self._advance(self.superblock)
+        reserve.may_be_used = False
+        reserve.restore(self.pages.end_page)
 
     def _advance(self, draft: Superblock) -> None:
         done = replace(

@@ -483,6 +483,11 @@ def operations_of_a_commit(*methods: str) -> int:
     return backend.begun
 
 
+def refusing(first: int, times: int = 1) -> range:
+    """The operations to refuse so that a transaction that gives room back fails: the reserve answers the first one."""
+    return range(first, first + 1 + times)
+
+
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_commit_refused_for_lack_of_space_can_be_tried_again(times: int):
     count = operations_of_a_commit("write") - COPIES  # a superblock is no new room
@@ -490,7 +495,7 @@ def test_a_commit_refused_for_lack_of_space_can_be_tried_again(times: int):
     for first in range(count):
         backend, container, wanted = prepared(methods=("write",), error=NoSpace)
         old = state_in(backend.data)
-        backend.begun, backend.fail_at = 0, range(first, first + times)
+        backend.begun, backend.fail_at = 0, refusing(first, times)
         for _ in range(times):
             with pytest.raises(NoSpace):
                 container.commit()
@@ -522,7 +527,7 @@ def test_a_file_that_cannot_be_made_longer_is_no_failure_at_the_first_write_eith
 def test_work_can_go_on_between_a_refused_commit_and_the_next_try():
     for first in range(operations_of_a_commit("write") - COPIES):
         backend, container, _ = prepared(methods=("write",), error=NoSpace)
-        backend.begun, backend.fail_at = 0, range(first, first + 1)
+        backend.begun, backend.fail_at = 0, refusing(first)
         with pytest.raises(NoSpace):
             container.commit()
         container["db"].write(0, pattern(22, 1500))
@@ -539,7 +544,7 @@ def test_a_commit_refused_for_lack_of_space_can_be_given_up():
     for first in range(operations_of_a_commit("write") - COPIES):
         backend, container, _ = prepared(methods=("write",), error=NoSpace)
         old = state_in(backend.data)
-        backend.begun, backend.fail_at = 0, range(first, first + 1)
+        backend.begun, backend.fail_at = 0, refusing(first)
         with pytest.raises(NoSpace):
             container.commit()
         container.abort()

