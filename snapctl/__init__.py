@@ -11,12 +11,12 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from snapctl.engine.container import Container
-    from snapctl.engine.model import Cow, Extent, Kind
+    from snapctl.engine.model import Cow, Extent, Kind, Usage
     from snapctl.engine.node import Node
 
 __version__ = "0.1.0"
 
-__all__ = ["Container", "Cow", "Extent", "Kind", "Node", "__version__"]
+__all__ = ["Container", "Cow", "Extent", "Kind", "Node", "Usage", "__version__"]
 
 _HOMES = {
     "Container": "snapctl.engine.container",
@@ -24,6 +24,7 @@ _HOMES = {
     "Extent": "snapctl.engine.model",
     "Kind": "snapctl.engine.model",
     "Node": "snapctl.engine.node",
+    "Usage": "snapctl.engine.model",
 }
 
 # Hidden from type checkers, which would otherwise take any name for an attribute of the package.

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapctl.errors import BadSize
-from snapctl.units import format_age, format_size, parse_size
+from snapctl.units import exact_size, format_age, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -138,3 +138,16 @@ def test_a_written_size_is_short_and_close_to_what_it_says(size: int):
 )
 def test_ages_are_written_in_their_largest_whole_unit(seconds: float, text: str):
     assert format_age(seconds) == text
+
+
+@given(st.integers(0, 1 << 70))
+def test_an_exact_size_is_the_same_number_again(size: int):
+    assert parse_size(exact_size(size)) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0"), (1, "1"), (1025, "1025"), (1 << 10, "1K"), (1088 << 10, "1088K"), (3 << 29, "1536M"), (2 << 40, "2T")],
+)
+def test_an_exact_size_takes_the_largest_unit_that_fits(size: int, text: str):
+    assert exact_size(size) == text

@@ -32,6 +32,7 @@ def size(size_bytes: int) -> str:
 
 def container_fields(container: Container) -> Fields:
     """Describe a container in JSON."""
+    usage = container.usage
     return {
         "path": container.path,
         "uuid": str(container.uuid),
@@ -39,9 +40,38 @@ def container_fields(container: Container) -> Fields:
         "table_size_bytes": container.table_size,
         "capacity_bytes": container.capacity_bytes,
         "used_bytes": container.used_bytes,
+        "free_bytes": usage.free_bytes,
+        "reserve_bytes": usage.reserve_bytes,
+        "full_percent": usage.full_percent,
         "file_bytes": container.file_bytes,
         "transaction": _last_commit(container),
     }
+
+
+def usage_fields(container: Container) -> Fields:
+    """Describe in JSON what a container's room is used for, as `info` does."""
+    data_bytes = container.data_bytes
+    return {
+        "data_bytes": data_bytes,
+        "metadata_bytes": _metadata_bytes(container, data_bytes),
+        "owners": [{"name": node.name, "own_bytes": node.own_bytes} for node in owners(container)],
+    }
+
+
+def owners(container: Container) -> list[Node]:
+    """Find the nodes that hold data of their own, the largest holding first."""
+    found = [(-node.own_bytes, node.name, node) for node in container.nodes if node.own_bytes]
+    return [node for _, _, node in sorted(found, key=lambda item: item[:2])]
+
+
+def owner_rows(nodes: Sequence[Node], data_bytes: int) -> list[tuple[str, str, str]]:
+    """Describe owners for people: name, data, and their share of all data."""
+    return [(node.name, format_size(node.own_bytes), f"{100 * node.own_bytes / data_bytes:.1f} %") for node in nodes]
+
+
+def _metadata_bytes(container: Container, data_bytes: int) -> int:
+    """Return what is used and not data; 0 where damaged records claim more data than there is."""
+    return max(0, container.used_bytes - data_bytes)
 
 
 def _last_commit(container: Container) -> int:
@@ -80,13 +110,19 @@ def container_lines(container: Container) -> list[tuple[str, str]]:
     """Describe a container for people: names and values."""
     capacity_bytes = container.capacity_bytes
     volumes = len(container.volumes)
+    usage, data_bytes = container.usage, container.data_bytes
     return [
         ("container", container.path),
         ("uuid", str(container.uuid)),
         ("block size", size(container.block_size)),
         ("table size", size(container.table_size)),
         ("capacity", "unlimited" if capacity_bytes is None else size(capacity_bytes)),
-        ("used", size(container.used_bytes)),
+        ("used", size(usage.used_bytes)),
+        ("  data", size(data_bytes)),
+        ("  metadata", size(_metadata_bytes(container, data_bytes))),
+        ("free", size(usage.free_bytes)),
+        ("reserve", size(usage.reserve_bytes)),
+        ("full", f"{usage.full_percent} %"),
         ("file", size(container.file_bytes)),
         ("volumes", str(volumes)),
         ("snapshots", str(len(container.nodes) - volumes)),

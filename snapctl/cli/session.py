@@ -19,6 +19,7 @@ from snapctl.units import format_size
 if TYPE_CHECKING:
     from snapctl.cli.path import Location
     from snapctl.engine.container import Container
+    from snapctl.engine.model import Usage
     from snapctl.engine.node import Node
 
 _STANDARD_OUTPUT = 1
@@ -56,7 +57,10 @@ def reading(container_path: str, wait_seconds: float) -> Iterator[Container]:
 
 @contextmanager
 def changing(container_path: str, wait_seconds: float) -> Iterator[Container]:
-    """Open a container for one transaction: committed when the block ends, dropped when it raises."""
+    """Open a container for one transaction: committed when the block ends, dropped when it raises.
+
+    What it changed, and left nearly full, gets a warning.
+    """
     from snapctl.engine.container import Container
 
     check_path(container_path)
@@ -64,8 +68,13 @@ def changing(container_path: str, wait_seconds: float) -> Iterator[Container]:
         interrupt.until_committing() as begin_commit,
         Container.open(container_path, writable=True, wait_seconds=wait_seconds) as container,
     ):
+        open_transaction = container.transaction
         yield container
         begin_commit()
+        container.commit()
+        usage = container.usage if container.transaction != open_transaction else None
+    if usage is not None:
+        warn_if_nearly_full(container_path, usage)
 
 
 @contextmanager
@@ -86,12 +95,23 @@ def making(
             yield container
             begin_commit()
             container.commit()
+            usage = container.usage
         except BaseException:
             with suppress(OSError):
                 container.destroy()
             raise
         finally:
             container.close()
+    warn_if_nearly_full(container_path, usage)
+
+
+def warn_if_nearly_full(container_path: str, usage: Usage) -> None:
+    """Tell on standard error that little can be written any more."""
+    if usage.is_nearly_full:
+        output.complain(
+            f"warning: {container_path} is {usage.full_percent} % full ({format_size(usage.free_bytes)} free); "
+            "delete snapshots or trim volumes"
+        )
 
 
 @contextmanager

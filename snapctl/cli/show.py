@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 _SIZE_COLUMNS = frozenset({2, 3})
+_OWNERS_SHOWN = 10
 
 
 @commands.command("list")
@@ -133,6 +134,8 @@ def _draw(forest: Ancestry, roots: Sequence[Node]) -> None:
 def info(path: AnyPath = None, as_json: Json = False, wait: Wait = 5.0) -> None:
     """Show all about a container, a volume or a snapshot.
 
+    Of a container also how full it is, and which nodes own the most data.
+
     \b
     Example:
       snapctl info lab.snap/db@mon
@@ -145,9 +148,28 @@ def info(path: AnyPath = None, as_json: Json = False, wait: Wait = 5.0) -> None:
     with session.reading(location.container, wait) as container:
         node = None if location.node is None else container.node(location.one_node())
         if as_json:
-            details = {} if node is None else {"node": report.node_details(node)}
-            output.emit_json({"container": report.container_fields(container), **details})
+            what: report.Fields = (
+                {"usage": report.usage_fields(container)} if node is None else {"node": report.node_details(node)}
+            )
+            output.emit_json({"container": report.container_fields(container), **what})
         elif node is None:
             output.emit_fields(report.container_lines(container))
+            _emit_owners(container)
         else:
             output.emit_fields(report.node_lines(node, datetime.now(UTC)))
+        if node is None:
+            session.warn_if_nearly_full(container.path, container.usage)
+
+
+def _emit_owners(container: Container) -> None:
+    from snapctl.cli import report
+
+    owners = report.owners(container)
+    if not owners:
+        return
+    shown = owners[:_OWNERS_SHOWN]
+    rows = report.owner_rows(shown, container.data_bytes)
+    output.emit_lines([""])
+    output.emit_table(output.Table(("NAME", "OWN", "SHARE"), rows, frozenset({1, 2})), [n.kind.value for n in shown])
+    if len(owners) > _OWNERS_SHOWN:
+        output.emit_lines([f"and {len(owners) - _OWNERS_SHOWN} more"])

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from snapctl.engine import deletion
-from snapctl.engine.model import Cow, Kind
+from snapctl.engine.model import Cow, Kind, Usage
 from snapctl.engine.session import Session
 from snapctl.errors import BadName, NameTaken, NodeNotFound
 from snapctl.format.geometry import DEFAULT_BLOCK_SIZE, DEFAULT_TABLE_SIZE, Geometry
@@ -136,6 +136,24 @@ class Container(Session):
     def used_bytes(self) -> int:
         """All pages in use as of the last commit, data, tables and superblocks."""
         return self._store.superblock.pages_used * self._geometry.unit
+
+    @property
+    def usage(self) -> Usage:
+        """How full it is, as of the last commit.
+
+        Raises:
+            IoFailure: the system does not tell.
+        """
+        unit, pages, superblock = self._geometry.unit, self._store.pages, self._store.superblock
+        capacity = (superblock.pages_limit or self._geometry.max_units) * unit
+        reserves = self._store.space.reserve * unit, pages.reserve.length(superblock.pages_total)
+        room = min(capacity - reserves[0], pages.backend.room() - reserves[1])
+        return Usage(self.used_bytes, max(0, room - self.used_bytes), max(reserves))
+
+    @property
+    def data_bytes(self) -> int:
+        """The part of `used_bytes` that is data of nodes; the rest is tables, records, bitmaps and superblocks."""
+        return sum(node.own_bytes for node in self.nodes)
 
     @property
     def file_bytes(self) -> int:

@@ -202,16 +202,17 @@ class Node:
         Raises:
             ReadOnlyNode: an RO snapshot (claims 3 and 7), or a container opened for reading.
             OutOfRange: the data would go beyond the volume's end.
-            NoSpace: no room.
+            NoSpace: the capacity has no room, and nothing was changed; or the file system has none.
             Corruption: a block that is written in part, or a table, cannot be read.
             IoFailure: the system refuses.
 
-        After the last three the open transaction can only be aborted.
+        After the last three, but for the want of capacity, the open transaction can only be aborted.
         """
         view = memoryview(data).cast("B")
         self.check_writable()
         self.check_range(offset, len(view))
         if view:
+            writing.check_room(self, offset, view)
             with self.container.changing():
                 writing.write(self, offset, view)
 

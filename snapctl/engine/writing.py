@@ -34,6 +34,31 @@ if TYPE_CHECKING:
     from snapctl.storage.tabletree import Table
 
 
+def check_room(node: Node, offset: int, data: memoryview) -> None:
+    """Refuse data that the capacity has no room for, while nothing is changed yet.
+
+    What the data replaces does not count, since none of that is free before the next commit; nor do blocks of zeros.
+
+    Raises:
+        NoSpace: no room for the data, or in the worst case for the tables above it.
+    """
+    container = node.container
+    geometry, size, zeros = container.geometry, container.block_size, container.zero_block
+    end = offset + len(data)
+    first, last = offset // size, (end - 1) // size
+    heir = node.newest_snapshot
+    copies = 2 if heir and node.cow is Cow.COPY else 1
+    spans = (geometry.fanout, geometry.fanout**2, geometry.fanout**3)
+    tables = sum(last // span - first // span + 1 for span in spans) * (2 if heir else 1)
+    room = container.space.room - tables * geometry.table_units
+    blocks = last - first + 1
+    if blocks * copies * geometry.block_units > room:
+        whole = range(-offset % size, len(data) - size + 1, size)
+        blocks -= sum(data[at : at + size].tobytes() == zeros for at in whole)
+    if blocks * copies * geometry.block_units > room:
+        raise container.space.full()
+
+
 def write(node: Node, offset: int, data: memoryview) -> None:
     """Write `data` at `offset` in bytes; the range lies inside the volume.
 

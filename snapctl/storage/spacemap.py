@@ -153,7 +153,7 @@ class SpaceMap:
             NoSpace: the capacity would be exceeded.
         """
         if self.used + units * count > self._limit - self._reserve:
-            raise self._full()
+            raise self.full()
         return self.allocate(units, count)
 
     def allocate(self, units: int, count: int) -> list[int]:
@@ -168,7 +168,7 @@ class SpaceMap:
         if not count:
             return []
         if self.used + units * count > self._limit - (0 if self._pages.reserve.may_be_used else self._reserve):
-            raise self._full()
+            raise self.full()
         found: list[int] = []
         first = self._first_unit // self._geometry.units_per_bitmap
         for index in self._candidates(self._first_candidate.get(units, first)):
@@ -180,7 +180,7 @@ class SpaceMap:
         for page_no in found:
             self._release(page_no, units)
         self._settle()
-        raise self._full()
+        raise self.full()
 
     def free(self, page_no: int, units: int) -> None:
         """Give back a run of units.
@@ -286,9 +286,13 @@ class SpaceMap:
         """Whether a commit of nothing is worth its price, right after another one.
 
         It makes the room free for which only the other slot still stands: long runs go back to the file system, and
-        where the capacity leaves little else, the next transaction can allocate what the last one freed.
+        where the capacity or the file system leaves little else, the next transaction can allocate what the last freed.
+
+        Raises:
+            IoFailure: the system does not tell how much room it has.
         """
-        is_tight = self.used + self._waiting_units > self._limit - self._limit // 8
+        most = min(self._limit, self._pages.backend.room() // self._geometry.unit)
+        is_tight = self.used + self._waiting_units > most - most // 8
         return (is_tight and self._waiting_units > 0) or next(self._retired(), None) is not None
 
     @cached_property
@@ -325,7 +329,8 @@ class SpaceMap:
         pointer = None if superblock.space_map == NOWHERE else superblock.space_map
         return _MapTree(self._pages, _Deferred(self), INDEX_DEPTH, pointer, superblock.transaction + 1, "space map")
 
-    def _full(self) -> NoSpace:
+    def full(self) -> NoSpace:
+        """What to raise where the capacity leaves no room."""
         capacity = format_size(self._limit * self._geometry.unit)
         return NoSpace(f"{self._pages.backend.path} is at its capacity of {capacity}; delete snapshots or trim volumes")
 

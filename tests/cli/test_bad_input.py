@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -251,38 +250,6 @@ def test_full_container_refuses_the_write_and_keeps_what_it_has(tmp_path: Path):
     one_line(result)
     assert run("read", path / "db").out == before
     run("check", path)
-
-
-def test_full_disk_refuses_the_write_and_keeps_what_it_has(tmp_path: Path):
-    """On a file system of 2 MiB, mounted where only the script sees it."""
-    unshare = needs("unshare", package="util-linux")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    (tmp_path / "big").write_bytes(os.urandom(4 << 20))
-    script = """
-        set -e
-        mount -t tmpfs -o size=2M none "$1"
-        "$3" -m snapctl create "$1/lab.snap/db" --size 10M
-        echo kept | "$3" -m snapctl write "$1/lab.snap/db"
-        set +e
-        "$3" -m snapctl write "$1/lab.snap/db" --input "$2"
-        echo "code $?"
-        "$3" -m snapctl read "$1/lab.snap/db" --length 5
-        "$3" -m snapctl check "$1/lab.snap"
-        echo "code $?"
-    """
-    done = subprocess.run(
-        [unshare, "-rm", "sh", "-c", script, "sh", disk, tmp_path / "big", sys.executable],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-        timeout=60,
-    )
-    lines = done.stdout.splitlines()
-    assert (lines[0], lines[1], lines[-1]) == ("code 6", "kept", "code 0"), done
-    assert done.stderr.count("\n") == 1
-    assert "space" in done.stderr
 
 
 def test_output_to_a_full_disk_is_no_space(unchanged: Path):
