@@ -61,17 +61,20 @@ class Reserve:
     def restore(self, end_page: int) -> None:
         """Have the file system keep as much of the reserve as it can, which may be nothing."""
         start, length = end_page * self._geometry.unit, self.length(end_page)
-        least = self._geometry.table_size
-        while length >= least and (self._kept_to is None or self._kept_to < start + length):
+        if self._kept_to is not None and self._kept_to >= start + length:
+            return
+        part = length
+        while part >= self._geometry.table_size:
             try:
-                self._backend.reserve(start, length)
+                self._backend.reserve(start, part)
             except NoSpace:
-                length //= 2
+                part //= 2
             except IoFailure:
                 return  # what this follows is done; whoever needs the room will hear of it
             else:
                 # Of a part, the next commit must not take for granted that it is the whole.
-                self._kept_to = start + length if length == self.length(end_page) else None
+                self._kept_to = start + length if part == length else None
+                return
 
     def lend(self, attempt: Callable[[], None]) -> None:
         """Do what takes room in the file system; if it has none, give it the reserve, if that may be used.

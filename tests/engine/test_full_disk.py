@@ -173,7 +173,7 @@ def test_every_snapshot_on_a_full_disk_can_be_deleted_while_others_take_what_tha
     assert check_backend(disk).findings == []
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.integers(0, 1 << 32))
 def test_on_a_full_disk_each_change_happens_or_fails_as_a_whole(seed: int):
     chance = random.Random(seed)
