@@ -154,14 +154,15 @@ def test_block_sizes_are_those_of_the_format():
 def test_fields_of_json_are_described(tmp_path: Path):
     lab = tmp_path / "lab.snap"
     run("create", lab / "db", "--size", "1M")
-    of_container, of_node, of_details, of_check = (
-        {field for field, _ in MANUAL.columns("JSON", number)} for number in range(4)
+    of_container, of_node, of_details, of_usage, of_check = (
+        {field for field, _ in MANUAL.columns("JSON", number)} for number in range(5)
     )
     listed, tree = run("list", lab, "--json").json, run("tree", lab, "--json").json
     info, check = run("info", lab / "db", "--json").json, run("check", lab, "--json").json
     assert {"version": 1, "container": of_container, "nodes": of_node} == shape(listed)
     assert shape(tree) == {"version": 1, "container": of_container, "nodes": of_node | {"children"}}
     assert shape(info) == {"version": 1, "container": of_container, "node": of_node | of_details}
+    assert run("info", lab, "--json").json["usage"].keys() == of_usage
     assert check.keys() - {"version", "container"} == of_check
 
 
