@@ -31,8 +31,7 @@ def size(size_bytes: int) -> str:
 
 
 def container_fields(container: Container) -> Fields:
-    """Describe a container in JSON."""
-    usage = container.usage
+    """Describe a container in JSON, by what it holds alone."""
     return {
         "path": container.path,
         "uuid": str(container.uuid),
@@ -40,18 +39,18 @@ def container_fields(container: Container) -> Fields:
         "table_size_bytes": container.table_size,
         "capacity_bytes": container.capacity_bytes,
         "used_bytes": container.used_bytes,
-        "free_bytes": usage.free_bytes,
-        "reserve_bytes": usage.reserve_bytes,
-        "full_percent": usage.full_percent,
         "file_bytes": container.file_bytes,
         "transaction": _last_commit(container),
     }
 
 
 def usage_fields(container: Container) -> Fields:
-    """Describe in JSON what a container's room is used for, as `info` does."""
-    data_bytes = container.data_bytes
+    """Describe in JSON how full a container is and what with, as `info` does."""
+    usage, data_bytes = container.usage, container.data_bytes
     return {
+        "free_bytes": usage.free_bytes,
+        "reserve_bytes": usage.reserve_bytes,
+        "full_percent": usage.full_percent,
         "data_bytes": data_bytes,
         "metadata_bytes": _metadata_bytes(container, data_bytes),
         "owners": [{"name": node.name, "own_bytes": node.own_bytes} for node in owners(container)],
