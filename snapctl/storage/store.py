@@ -140,6 +140,7 @@ class Store:
         # A file that was cut short ends where it ends.
         end_page = min(current.pages_total, backend.size() // current.geometry.unit)
         pages = PageFile(backend, current.geometry, end_page, (current.slot, _sound_page(backend, current)))
+        pages.reserve.may_be_used = True
         blank = replace(current, snapshot_list=NOWHERE, space_map=NOWHERE, node_count=0, next_node_id=next_node_id)
         store = cls(pages, SpaceMap.rebuild(pages, blank, in_use), blank, writable=True)
         store._repairs = current.transaction

@@ -42,7 +42,7 @@ def test_a_read_that_fails_gives_an_error_and_never_wrong_bytes_and_can_be_tried
 
 def test_a_container_whose_making_fails_leaves_no_file(path: Path):
     tried = fault_search.try_creating(path)
-    assert {kind.split()[0] for kind in tried} == {"pwritev", "fdatasync", "ftruncate", "fsync"}
+    assert {kind.split()[0] for kind in tried} == {"pwritev", "fdatasync", "ftruncate", "fallocate", "fsync"}
 
 
 @pytest.mark.parametrize("name", ["write", "snapshot", "read"])

@@ -146,7 +146,8 @@ class System:
 
     def _fallocate(self, fd: int, mode: int, offset: int, length: int) -> Any:
         try:
-            self._is_short("fallocate", offset)
+            if self._watches(fd, self._path):
+                self._is_short("fallocate", offset)
         except OSError as error:
             return error.errno
         return self._real("_fallocate")(fd, mode, offset, length)
