@@ -1,7 +1,7 @@
 """The Typer application: its commands, imported one by one as they are called, and the options of the program itself.
 
 `COMMANDS` is the table of contents. A command's module is imported when the command runs (or when help or completion
-lists them all), and builds its parameters then; `snapctl list` does not pay for the fourteen others.
+lists them all), and builds its parameters then; `snapctl list` does not pay for all the others.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ COMMANDS = {
     "tree": "show",
     "info": "show",
     "check": "check",
+    "scrub": "scrub",
 }
 """Every command and the module of this package whose `commands` defines it, in the order of the help."""
 

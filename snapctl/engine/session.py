@@ -16,9 +16,10 @@ from snapctl.engine.node import Node
 from snapctl.engine.snapshot_list import SnapshotList
 from snapctl.errors import Corruption, NoSpace, SnapctlError
 from snapctl.format.checksum import crc32c
-from snapctl.format.geometry import VOLUME_DEPTH, Geometry
+from snapctl.format.geometry import INDEX_DEPTH, VOLUME_DEPTH, Geometry
 from snapctl.format.pointer import Pointer
 from snapctl.format.record import NodeRecord
+from snapctl.format.superblock import Superblock
 from snapctl.storage import lock
 from snapctl.storage.backend import FileBackend
 from snapctl.storage.pages import PageFile
@@ -88,6 +89,16 @@ class Session:
         return self._store.space
 
     @property
+    def superblock(self) -> Superblock:
+        """The superblock of the last commit."""
+        return self._store.superblock
+
+    @property
+    def node_ids(self) -> list[int]:
+        """The numbers of all nodes, whether or not their records are sound, oldest first."""
+        return list(self._list)
+
+    @property
     def nodes(self) -> list[Node]:
         """All nodes, oldest first."""
         return [self.by_id(node_id) for node_id in self._list]
@@ -106,6 +117,10 @@ class Session:
     def children(self, node: Node) -> list[Node]:
         """The nodes whose parent is `node`."""
         return [self.by_id(child) for child in self._list.children(node.id)]
+
+    def child_ids(self, node_id: int) -> list[int]:
+        """The numbers of the nodes whose parent bears the number `node_id`, 0 for those that have none."""
+        return self._list.children(node_id)
 
     def newest_snapshot(self, node: Node) -> Node | None:
         """The RO snapshot directly below a volume."""
@@ -306,6 +321,10 @@ class Session:
     def open_tree(self, what: str, pointer: Pointer | None) -> TableTree:
         """The tables of a node, or with no pointer an empty first table."""
         return TableTree(self._store.pages, self._store.space, VOLUME_DEPTH, pointer, self.transaction, what)
+
+    def open_index(self, what: str, pointer: Pointer) -> TableTree:
+        """The tables above the space map or the snapshot list, as committed, apart from those that are in use."""
+        return TableTree(self._store.pages, self._store.space, INDEX_DEPTH, pointer, self.transaction, what)
 
     def _begin(self, known: dict[int, Node] | None = None) -> None:
         """Take up the state of the last commit; nodes that callers hold take it up as well."""

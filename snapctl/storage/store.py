@@ -31,6 +31,7 @@ from snapctl.format.superblock import (
     Superblock,
     build,
     check_bounds,
+    copy_offset,
     has_magic,
     parse,
 )
@@ -327,6 +328,51 @@ def choose_superblocks(backend: Backend) -> tuple[Superblock, Superblock | None]
     # A copy in the slot of the last commit is no state to keep: opening for writing writes both copies of that slot.
     others = (found for found in copies if found.transaction < current.transaction and found.slot != current.slot)
     return current, max(others, key=lambda found: found.transaction, default=None)
+
+
+def heal_superblocks(backend: Backend) -> list[tuple[int, int]]:
+    """Write damaged or outdated superblock copies anew from the sound copy of the same slot, and sync.
+
+    Which commit is adopted stays the same, now and after a crash: a slot gets only what it stands for already, and the
+    sound copy is not touched. What has no such copy is left as it is, and so is a file that is cut short.
+
+    Args:
+        backend: a writable file, which the caller has locked against everybody else.
+
+    Returns:
+        (slot, copy) of each one that was written.
+
+    Raises:
+        SnapctlError: as `choose_superblocks`.
+        IoFailure: the system refuses.
+    """
+    current, _ = choose_superblocks(backend)
+    is_cut = backend.size() < current.pages_total * current.geometry.unit
+    if is_cut or current.read_only_compatible & ~KNOWN_READ_ONLY_COMPATIBLE:
+        return []
+    healed: list[tuple[int, int]] = []
+    for slot in range(SLOTS):
+        last = current.transaction - (slot != current.slot)
+        pages = [_page_of(backend, slot, copy, last, current) for copy in range(COPIES)]
+        sound = next(filter(None, pages), None)
+        for copy, page in enumerate(pages):
+            if sound and not page:
+                backend.write(copy_offset(slot, copy), [sound])
+                healed.append((slot, copy))
+    if healed:
+        backend.sync()
+    return healed
+
+
+def _page_of(backend: Backend, slot: int, copy: int, transaction: int, current: Superblock) -> bytes | None:
+    """The bytes of a superblock copy if it is sound and stands for a transaction of this container."""
+    try:
+        page = read_superblock_copy(backend, slot, copy)
+        found = parse(page)
+    except (Corruption, IoFailure, UnsupportedFormat):
+        return None
+    wanted = (current.uuid, current.geometry, transaction)
+    return page if (found.uuid, found.geometry, found.transaction) == wanted else None
 
 
 def _sound_page(backend: Backend, superblock: Superblock) -> bytes:

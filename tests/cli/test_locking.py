@@ -49,6 +49,7 @@ def held(path: Path, how: str) -> Iterator[subprocess.Popen[str]]:
         ("writing", ["read", "LAB/db"]),
         ("writing", ["export", "LAB/db", "-"]),
         ("writing", ["check", "LAB"]),
+        ("writing", ["scrub", "LAB"]),
         ("writing", ["snapshot", "LAB/db@tue"]),
         ("reading", ["snapshot", "LAB/db@tue"]),
         ("reading", ["write", "LAB/db"]),

@@ -130,7 +130,13 @@ def test_short_work_shows_nothing(lab: Path, tmp_path: Path):
 
 def test_hostile_container_name_does_not_reach_the_terminal(lab: Path):
     hostile = lab.rename(lab.with_name("a\x1b]0;owned\x07b.snap"))
-    for command in (["info", hostile], ["check", hostile], ["read", hostile / "nosuch"], ["list", hostile / "x/y"]):
+    for command in (
+        ["info", hostile],
+        ["check", hostile],
+        ["scrub", hostile],
+        ["read", hostile / "nosuch"],
+        ["list", hostile / "x/y"],
+    ):
         _, seen = on_terminal(*command)
         assert "\x07" not in seen
         assert "\x1b]" not in seen
@@ -142,7 +148,7 @@ def test_hostile_node_names_on_disk_do_not_reach_the_terminal(tmp_path: Path):
         container.create_volume("aaaabbbb", 4096)
     path.write_bytes(path.read_bytes().replace(b"aaaabbbb", b"\x1b[2Jbbbb"))
     before = digest(path)
-    for command in ("list", "tree", "info", "check"):
+    for command in ("list", "tree", "info", "check", "scrub"):
         _, seen = on_terminal(command, path)
         assert "\x1b[2J" not in seen
         assert "Traceback" not in seen

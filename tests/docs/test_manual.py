@@ -17,7 +17,7 @@ from snapctl import errors
 from snapctl.cli import app, path
 from snapctl.format.geometry import BLOCK_SIZES
 from snapctl.units import format_size
-from tests.cli.harness import run
+from tests.cli.harness import run, snapctl
 from tests.docs import mdoc
 from tests.docs.markdown import ROOT
 from tests.support.requires import needs
@@ -154,16 +154,27 @@ def test_block_sizes_are_those_of_the_format():
 def test_fields_of_json_are_described(tmp_path: Path):
     lab = tmp_path / "lab.snap"
     run("create", lab / "db", "--size", "1M")
-    of_container, of_node, of_details, of_usage, of_check = (
-        {field for field, _ in MANUAL.columns("JSON", number)} for number in range(5)
+    of_container, of_node, of_details, of_usage, of_check, of_scrub = (
+        {field for field, _ in MANUAL.columns("JSON", number)} for number in range(6)
     )
     listed, tree = run("list", lab, "--json").json, run("tree", lab, "--json").json
     info, check = run("info", lab / "db", "--json").json, run("check", lab, "--json").json
+    scrub = run("scrub", lab, "--json").json
     assert {"version": 1, "container": of_container, "nodes": of_node} == shape(listed)
     assert shape(tree) == {"version": 1, "container": of_container, "nodes": of_node | {"children"}}
     assert shape(info) == {"version": 1, "container": of_container, "node": of_node | of_details}
     assert run("info", lab, "--json").json["usage"].keys() == of_usage
     assert check.keys() - {"version", "container"} == of_check
+    assert scrub.keys() - {"version", "container"} == of_scrub
+
+
+def test_fields_of_a_damage_are_described(tmp_path: Path):
+    lab = tmp_path / "lab.snap"
+    run("create", lab / "db", "--size", "1M")
+    run("write", lab / "db", stdin=b"old" * 2000)
+    lab.write_bytes(lab.read_bytes().replace(b"oldoldold", b"olDoldold"))
+    (found,) = snapctl("scrub", lab, "--json").json["damages"]
+    assert found.keys() == {field for field, _ in MANUAL.columns("JSON", 6)}
 
 
 def shape(document: dict[str, Any]) -> dict[str, Any]:

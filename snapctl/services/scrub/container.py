@@ -1,0 +1,137 @@
+"""The scrub of a container: its superblocks, then all that can be reached from them, or else what keeps it shut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from snapctl.engine.container import Container
+from snapctl.errors import Corruption, IoFailure, Locked, NoSpace
+from snapctl.services import check
+from snapctl.services.check.findings import Findings
+from snapctl.services.check.superblocks import check_superblocks
+from snapctl.services.scrub.live import LiveScrub, Progress
+from snapctl.services.scrub.report import Notes, Report, Severity
+from snapctl.storage import lock
+from snapctl.storage.backend import Backend, FileBackend
+from snapctl.storage.store import choose_superblocks, heal_superblocks
+
+_Faults = dict[str, str]
+"""What is wrong with superblock copies, by copy."""
+
+
+def _ignore(_done_bytes: int, _total_bytes: int | None) -> None:
+    """Report progress to nobody."""
+
+
+def scrub_container(path: str, wait_seconds: float, progress: Progress = _ignore) -> Report:
+    """Read and verify all that is live in a container file; superblock copies are repaired where the file allows it.
+
+    Args:
+        path: of the file.
+        wait_seconds: how long to wait for writers, at first and after each turn that they are given.
+        progress: called after each piece, with the bytes verified so far and those in use.
+
+    Raises:
+        NotAContainer: it is something else.
+        UnsupportedFormat: made by a newer version.
+        Locked: another process holds it for writing.
+        IoFailure: it cannot be opened.
+    """
+    notes = Notes()
+    faults = _superblock_faults_of_file(path, wait_seconds)
+    _note_superblocks(faults, _heal_file(path, wait_seconds, faults) if faults else faults, notes)
+
+    def opened() -> Container:
+        return Container.open(path, wait_seconds=wait_seconds)
+
+    _scrub(opened, lambda: check.check_container(path, wait_seconds), wait_seconds, progress, notes)
+    return notes.report()
+
+
+def scrub_backend(backend: Backend, *, heal: bool = False) -> Report:
+    """Scrub what was last committed to an open file, which its owner locks; raises as `scrub_container`.
+
+    Args:
+        backend: the file.
+        heal: repair superblock copies; the file has to be writable, and locked against everybody else.
+    """
+    notes = Notes()
+    left = faults = _superblock_faults(backend)
+    if faults and heal:
+        heal_superblocks(backend)
+        left = _superblock_faults(backend)
+    _note_superblocks(faults, left, notes)
+
+    def opened() -> AbstractContextManager[Container]:
+        return nullcontext(Container.adopt(backend, writable=False))
+
+    _scrub(opened, lambda: check.check_backend(backend), 0.0, _ignore, notes)
+    return notes.report()
+
+
+def _scrub(
+    opened: Callable[[], AbstractContextManager[Container]],
+    checked: Callable[[], check.Report],
+    wait_seconds: float,
+    progress: Progress,
+    notes: Notes,
+) -> None:
+    """Scrub what can be opened; of what cannot, or not again after a turn of the writers, say what a check can see."""
+    try:
+        with opened() as container:
+            LiveScrub(container, wait_seconds, progress, notes).run()
+    except (Corruption, IoFailure) as error:
+        report = checked()
+        notes.nodes, notes.pages_verified, notes.bytes_verified = report.nodes, report.pages_checked, report.data_bytes
+        notes.add(Severity.CORRUPTION, "container", "", f"cannot be opened, so nothing in it can be had: {error}")
+        for finding in report.findings:
+            if finding.severity is check.Severity.CORRUPTION and not finding.where.startswith("superblock slot "):
+                notes.add(Severity.CORRUPTION, finding.where, "", finding.message)
+
+
+def _superblock_faults_of_file(path: str, wait_seconds: float) -> _Faults:
+    backend = FileBackend.open(path, writable=False)
+    try:
+        lock.acquire(backend.fd, path, exclusive=False, wait_seconds=wait_seconds)
+        return _superblock_faults(backend)
+    finally:
+        backend.close()
+
+
+def _superblock_faults(backend: Backend) -> _Faults:
+    findings = Findings()
+    try:
+        current, _ = choose_superblocks(backend)
+    except Corruption:
+        return {}  # nothing can be opened, which is said by whoever tries
+    try:
+        check_superblocks(backend, current, findings)
+    except IoFailure as error:
+        return {"superblock": f"has a copy that cannot be read: {error}"}
+    return {finding.where: finding.message for finding in findings.all()}
+
+
+def _heal_file(path: str, wait_seconds: float, faults: _Faults) -> _Faults:
+    """Write damaged superblock copies anew if the file can be written and others let go of it; gives what is left."""
+    try:
+        backend = FileBackend.open(path, writable=True)
+    except IoFailure:
+        return faults
+    try:
+        lock.acquire(backend.fd, path, exclusive=True, wait_seconds=wait_seconds)
+        heal_superblocks(backend)
+        return _superblock_faults(backend)
+    except (Locked, NoSpace, IoFailure, Corruption):
+        return faults
+    finally:
+        backend.close()
+
+
+def _note_superblocks(faults: _Faults, left: _Faults, notes: Notes) -> None:
+    for where, message in faults.items():
+        if where not in left:
+            was = message.partition(";")[0].replace("is ", "was ", 1)
+            notes.add(Severity.REPAIRED, where, "", f"{was}; written anew from the other copy")
+    for where, message in left.items():
+        notes.add(Severity.CORRUPTION, where, "", message)
