@@ -10,6 +10,7 @@ import random
 
 import pytest
 
+from snapctl.errors import NotAContainer
 from snapctl.format.superblock import COPIES, copy_offset
 from snapctl.services.check import check_backend
 from snapctl.services.scrub import scrub_backend
@@ -83,7 +84,7 @@ def test_every_page_rolled_back_to_an_older_version_is_noticed():
 def test_a_file_cut_short_is_an_error_and_nothing_else(length: int):
     backend = MemoryBackend(TINY.image[:length])
     if length < 9:
-        with pytest.raises(Exception, match="not a snapctl container"):
+        with pytest.raises(NotAContainer):
             scrub_backend(backend)
     else:
         report = scrub_backend(backend)
