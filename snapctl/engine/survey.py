@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from snapctl.errors import Corruption, IoFailure
-from snapctl.format.pointer import KIND_SHIFT, Pointer, kind_runs
+from snapctl.format.pointer import KIND_SHIFT, Pointer, filled_table, kind_runs
 from snapctl.storage.tabletree import Table, TableTree
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def _descend(tree: TableTree, position: int) -> Stretch:
         except (Corruption, IoFailure) as error:
             return Stretch(base, base + span, pointer, level, None, error, tables)
         if child is None:
-            last = entry + 1
+            # Most tables of snapshots are empty to the end; the others are searched for where that changes.
+            last = fanout if table.words[2 * entry :] == filled_table(fanout - entry, pointer.word0) else entry + 1
             while last < fanout and table.words[2 * last] == pointer.word0:
                 last += 1
             return Stretch(base, base + (last - entry) * span, pointer, level, None, None, tables)

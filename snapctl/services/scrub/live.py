@@ -7,7 +7,7 @@ the newest RO snapshot, a delete to the next older one, a take-over to the clone
 the node that gives. So what has not been read yet stays in a node that has not been visited yet, or behind the position
 in the present one. A snapshot that is put in between its visited volume and its visited elder gets only what was read
 in the volume or is younger; it is visited all the same. (An operation that moves pages up, as a rollback would, has to
-tell the scrubs under way.) Tables are never older than what they lead to and are read on the way.
+tell the scrubs under way.) What holds of data holds of tables, which change hands whole or are written anew.
 """
 
 from __future__ import annotations
