@@ -173,6 +173,20 @@ def test_a_snapshot_keeps_size_and_data_when_its_volume_shrinks_and_grows(contai
         snapshot.read(100_001, 1)
 
 
+@pytest.mark.parametrize("cow", list(Cow))
+def test_a_write_over_blocks_of_which_some_are_preserved_preserves_only_the_others(
+    container: Container, cow: Cow
+) -> None:
+    volume = container.create_volume("db", 8 * 4096, cow=cow)
+    volume.write(0, b"a" * 4 * 4096)
+    snapshot = container.snapshot("db@mon")[0]
+    volume.write(4096, b"b" * 4096)
+    volume.write(6 * 4096, b"b" * 4096)
+    volume.write(0, b"c" * 8 * 4096)
+    assert volume.read(0, 8 * 4096) == b"c" * 8 * 4096
+    assert snapshot.read(0, 8 * 4096) == b"a" * 4 * 4096 + bytes(4 * 4096)
+
+
 def test_a_clone_takes_over_the_snapshot_that_is_deleted_under_it(container: Container) -> None:
     volume = container.create_volume("db", GIB)
     volume.write(0, b"old")

@@ -72,6 +72,15 @@ def test_ancestors_in_a_cycle_are_corruption_to_whoever_reads_or_deletes():
         Container.adopt(backend).delete("dev", cascade=True)
 
 
+def test_nothing_is_seen_through_a_parent_beyond_its_end():
+    """No container that the engine makes has anything to see there; what it must read as is a rule of the format."""
+    backend = with_snapshots()
+    damage.forge_record(backend, "db", "size_bytes", 700)
+    container = Container.adopt(backend, writable=False)
+    for name in ("db@a", "db@b", "dev"):
+        assert container[name].read(0, 5000) == b"x" * 700 + bytes(4300)
+
+
 def test_a_damaged_space_map_keeps_nobody_from_reading():
     backend = with_snapshots()
     container = Container.adopt(backend)

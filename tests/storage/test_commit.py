@@ -422,6 +422,25 @@ def test_a_page_freed_by_a_commit_is_not_written_by_the_next():
         assert not written & (held | previous), number
 
 
+def test_opening_anew_writes_nothing_that_the_commit_before_the_last_holds():
+    """Not even what the last commit freed: the other slot stands for it until the next is durable."""
+    tried = 0
+    for number, step in enumerate(workload(TINY)[1:], 1):
+        before, image = images(TINY)[number - 1], images(TINY)[number]
+        freed = units_in_use(before) - units_in_use(image)
+        recording = RecordingBackend(image)
+        step.run(recording)
+        written: set[int] = set()
+        for method, offset, length in recording.log:
+            if method == "write" and offset >= SUPERBLOCK_AREA:
+                written.update(range(offset // TINY.unit, (offset + length) // TINY.unit))
+            elif method == "sync" and written:
+                break
+        assert not written & freed, step.name
+        tried += len(freed)
+    assert tried > 0
+
+
 def test_room_freed_in_long_runs_goes_back_to_the_file_system_once_no_slot_needs_it():
     geometry = Geometry(4096, 512)
     backend = RecordingBackend()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from snapctl.errors import Corruption, NoSpace
 from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import Geometry
+from snapctl.format.pointer import NOWHERE
 from snapctl.format.superblock import Superblock
 from snapctl.storage.pages import PageFile
 from snapctl.storage.spacemap import SpaceMap
@@ -285,6 +286,18 @@ def test_only_tables_of_a_transaction_that_gives_room_back_may_use_the_reserve()
 
 def test_a_container_without_a_limit_has_no_reserve():
     assert Disk().reopen().reserve == 0
+
+
+def test_a_map_made_anew_gives_room_beyond_the_end_only():
+    """Whatever is known to be in use: what is not known to be may be all that is left of something."""
+    disk = Disk()
+    disk.space.allocate(1, PER_BITMAP)
+    disk.commit()
+    end = disk.superblock.pages_total
+    pages = PageFile(disk.backend, TINY, end, None)
+    space = SpaceMap.rebuild(pages, replace(disk.superblock, space_map=NOWHERE), [(0, (1 << FIRST) - 1)])
+    assert space.used == FIRST
+    assert min(space.allocate(1, 200) + space.allocate(8, 20)) >= end
 
 
 def test_long_runs_retire_when_no_slot_stands_for_them():
