@@ -64,7 +64,7 @@ fuzz: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m tests.reliability.fuzz $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 mutation-check: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m tests.reliability.mutations
+	$(VENV)/bin/python -m tests.reliability.mutation_check
 
 golden: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m tests.golden.make

@@ -1,4 +1,4 @@
-"""docs/design.md, and every other document, names only code, tests and files that exist."""
+"""docs/design.md, docs/reliability.md and every other document name only code, tests, files and targets that exist."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from tests.docs.markdown import ROOT, section, table, text_of
 DESIGN = text_of("docs/design.md")
 DOCUMENTS = ["README.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
-CODE = sorted(set(re.findall(r"`(snapctl\.[\w.]+):([\w.]+)`", DESIGN)))
-TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", DESIGN)))
+NAMING = DESIGN + text_of("docs/reliability.md")
+CODE = sorted(set(re.findall(r"`(snapctl\.[\w.]+):([\w.]+)`", NAMING)))
+TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", NAMING)))
 INVARIANTS = table(section(DESIGN, "Invariants"), columns="no.,invariant,code,tests")
 
 
-@pytest.mark.parametrize(("module", "name"), CODE, ids=":".join)
+@pytest.mark.parametrize(("module", "name"), CODE, ids=map(":".join, CODE))
 def test_code_that_is_named_exists(module: str, name: str):
     found: object = import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
 
 
-@pytest.mark.parametrize(("file", "name"), TESTS, ids="::".join)
+@pytest.mark.parametrize(("file", "name"), TESTS, ids=map("::".join, TESTS))
 def test_tests_that_are_named_exist(file: str, name: str):
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     assert not name or name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -70,6 +71,12 @@ def test_headings_that_are_linked_exist(document: str):
 def test_paths_that_are_named_exist(document: str):
     named = re.findall(r"`((?:snapctl|tests|docs|man|benchmarks|completions|\.ci)/[\w./-]+)`", text_of(document))
     assert not [path for path in named if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_targets_of_make_that_are_named_exist(document: str):
+    named = set(re.findall(r"`(?:\w+=\w+ )?make ([\w-]+)", text_of(document)))
+    assert named <= set(re.findall(r"^([\w-]+):", text_of("Makefile"), re.MULTILINE))
 
 
 def test_layers_are_those_that_the_test_of_layers_enforces():
