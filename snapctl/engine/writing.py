@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from snapctl.engine import reading
 from snapctl.engine.handover import Handover
 from snapctl.engine.model import Cow, Kind
-from snapctl.errors import BadSize
+from snapctl.errors import BadSize, Corruption, IoFailure
 from snapctl.format.checksum import crc32c
 from snapctl.format.pointer import (
     ABSENT,
@@ -76,7 +76,9 @@ def write(node: Node, offset: int, data: memoryview) -> None:
         if at or len(piece) < block_size:
             piece = piece[: block_size - at]
             block = memoryview(bytearray(block_size))
-            reading.read_blocks(node, block_no, block_no + 1, block)
+            if at or position + len(piece) < node.size_bytes:
+                # Else it is all that there is of the last block, of which nothing has to be readable.
+                reading.read_blocks(node, block_no, block_no + 1, block)
             block[at : at + len(piece)] = piece
             _write_blocks(node, block_no, block)
         else:
@@ -219,7 +221,7 @@ def _preserving_leaf(heir: Node, start: int, count: int) -> Table | None:
 def _preserve(node: Node, heir: Node, leaf: Table, heir_leaf: Table, shift: int, count: int) -> None:
     """Hand the old entries of a range to the newest snapshot where it has none; the volume is left without them."""
     words, inherits = leaf.words, heir_leaf.words
-    copies: list[int] = []
+    copies: dict[int, bytes] = {}
     moved = 0
     is_copy = node.cow is Cow.COPY
     for i in range(2 * shift, 2 * (shift + count), 2):
@@ -228,8 +230,8 @@ def _preserve(node: Node, heir: Node, leaf: Table, heir_leaf: Table, shift: int,
         word0 = words[i]
         if not word0:
             inherits[i] = PASS_WORD
-        elif is_copy and word0 >> KIND_SHIFT == PAGE:
-            copies.append(i)
+        elif is_copy and (original := _original(node, word0, words[i + 1])) is not None:
+            copies[i] = original
         else:
             inherits[i], inherits[i + 1] = word0, words[i + 1]
             words[i] = words[i + 1] = 0
@@ -240,23 +242,33 @@ def _preserve(node: Node, heir: Node, leaf: Table, heir_leaf: Table, shift: int,
     node.container.note_change(heir)
 
 
-def _copy(node: Node, words: array[int], inherits: array[int], entries: list[int]) -> None:
+def _original(node: Node, word0: int, word1: int) -> bytes | None:
+    """The data that an entry of a volume points to; None if it points to none, or to none that can be read.
+
+    Then there is nothing to copy, and the snapshot gets the entry itself: it has to tell the damage, and the volume can
+    be written anew.
+    """
+    container = node.container
+    if word0 >> KIND_SHIFT != PAGE:
+        return None
+    try:
+        return bytes(container.pages.read(word0, word1, container.block_size, f"{node.name}: data"))
+    except (Corruption, IoFailure):
+        return None
+
+
+def _copy(node: Node, words: array[int], inherits: array[int], originals: dict[int, bytes]) -> None:
     """Claim 5 to the letter: bring the original to a new data block of the snapshot.
 
     Raises:
         NoSpace: no room for the copies.
-        Corruption: an original is damaged.
     """
     container = node.container
-    geometry = container.geometry
-    targets = container.space.allocate_data(geometry.block_units, len(entries)) if entries else []
+    targets = container.space.allocate_data(container.geometry.block_units, len(originals)) if originals else []
     birth = (container.transaction & CHECKSUM_MASK) << BIRTH_SHIFT
-    blocks = []
-    for i, page_no in zip(entries, targets, strict=True):
-        original = container.pages.read(words[i], words[i + 1], geometry.block_size, f"{node.name}: data")
-        blocks.append((page_no, bytes(original)))
+    for i, page_no in zip(originals, targets, strict=True):
         inherits[i], inherits[i + 1] = PAGE_WORD | page_no, words[i + 1] & CHECKSUM_MASK | birth
-    container.pages.write_pages(blocks)
+    container.pages.write_pages(zip(targets, originals.values(), strict=True))
 
 
 def _replace(node: Node, leaf: Table, shift: int, count: int, holes: set[int]) -> list[tuple[int, int]]:

@@ -113,11 +113,8 @@ class Store:
                 f"{backend.path} is truncated: {backend.size()} bytes, where its superblock says "
                 f"{current.pages_total * geometry.unit}; restore it from a copy"
             )
-        if writable and (unknown := current.read_only_compatible & ~KNOWN_READ_ONLY_COMPATIBLE):
-            raise UnsupportedFormat(
-                f"{backend.path} uses feature 0x{unknown:x}, unknown here; it can be read but not written"
-            )
         if writable:
+            _check_features(backend, current)
             # Beyond lies what a transaction wrote that never was committed.
             backend.truncate(current.pages_total * geometry.unit)
         pages = PageFile(backend, geometry, current.pages_total, (current.slot, _sound_page(backend, current)))
@@ -135,14 +132,22 @@ class Store:
             next_node_id: the id that the next new node gets.
 
         Raises:
-            SnapctlError: as `choose_superblocks`.
+            SnapctlError: as `choose_superblocks`, or the container has a feature that is unknown here.
         """
         current, _ = choose_superblocks(backend)
+        _check_features(backend, current)
         # A file that was cut short ends where it ends.
         end_page = min(current.pages_total, backend.size() // current.geometry.unit)
         pages = PageFile(backend, current.geometry, end_page, (current.slot, _sound_page(backend, current)))
         pages.reserve.may_be_used = True
-        blank = replace(current, snapshot_list=NOWHERE, space_map=NOWHERE, node_count=0, next_node_id=next_node_id)
+        blank = replace(
+            current,
+            pages_total=end_page,
+            snapshot_list=NOWHERE,
+            space_map=NOWHERE,
+            node_count=0,
+            next_node_id=next_node_id,
+        )
         store = cls(pages, SpaceMap.rebuild(pages, blank, in_use), blank, writable=True)
         store._repairs = current.transaction
         return store
@@ -274,9 +279,12 @@ def undo_repair(backend: Backend) -> int:
         raise SnapctlError(f"the last commit of {backend.path} is not a repair; there is nothing to undo")
     if previous is None or previous.transaction != current.repaired_from:
         raise Corruption(f"the superblock from before the repair of {backend.path} is damaged; it cannot be undone")
-    # The file keeps its length: the repaired state stays whole in the other slot.
-    state = replace(previous, transaction=current.transaction + 1, pages_total=current.pages_total, repaired_from=0)
-    pages = PageFile(backend, state.geometry, state.pages_total, (current.slot, _sound_page(backend, current)))
+    _check_features(backend, previous)
+    # The file keeps its length: the repaired state stays whole in the other slot. It may have been cut short before.
+    pages_total = max(current.pages_total, previous.pages_total)
+    state = replace(previous, transaction=current.transaction + 1, pages_total=pages_total, repaired_from=0)
+    check_bounds(state)
+    pages = PageFile(backend, state.geometry, current.pages_total, (current.slot, _sound_page(backend, current)))
     pages.write_superblock(state.slot, build(state))
     pages.sync()
     return previous.transaction
@@ -373,6 +381,18 @@ def _page_of(backend: Backend, slot: int, copy: int, transaction: int, current: 
         return None
     wanted = (current.uuid, current.geometry, transaction)
     return page if (found.uuid, found.geometry, found.transaction) == wanted else None
+
+
+def _check_features(backend: Backend, superblock: Superblock) -> None:
+    """Refuse to write a container of which some part is unknown here.
+
+    Raises:
+        UnsupportedFormat: so it is.
+    """
+    if unknown := superblock.read_only_compatible & ~KNOWN_READ_ONLY_COMPATIBLE:
+        raise UnsupportedFormat(
+            f"{backend.path} uses feature 0x{unknown:x}, unknown here; it can be read but not written"
+        )
 
 
 def _sound_page(backend: Backend, superblock: Superblock) -> bytes:

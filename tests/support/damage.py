@@ -86,6 +86,11 @@ def read(backend: Backend, structure: Structure) -> bytes:
     return _read(backend, structure.offset, structure.length)
 
 
+def read_at(backend: Backend, offset: int, length: int) -> bytes:
+    """Some bytes of the file."""
+    return _read(backend, offset, length)
+
+
 def pointers(backend: Backend, table: Structure) -> list[Pointer]:
     """The entries of a table."""
     words = decode_table(read(backend, table))

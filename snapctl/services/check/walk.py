@@ -16,7 +16,6 @@ from snapctl.format.checksum import crc32c
 from snapctl.format.pointer import (
     BIRTH_SHIFT,
     CHECKSUM_MASK,
-    KIND_SHIFT,
     KINDS,
     LOST,
     PAGE,
@@ -274,20 +273,19 @@ class Walk:
             if kind == PAGE:
                 yield first, end
                 continue
-            what_is_wrong = None
-            if kind not in KINDS:
-                what_is_wrong = f"unknown kind {kind:#x}"
-            elif kind not in tree.kinds:
-                what_is_wrong = f"kind {kind}, which has no place here"
-            elif words[2 * first : 2 * end] != array("Q", (kind << KIND_SHIFT, 0)) * (end - first):
-                what_is_wrong = f"kind {kind} that is not empty otherwise"
             covered = Place(place.level, place.start + first * step, place.start + end * step)
-            if what_is_wrong:
-                entries = f"entries {first} to {end - 1}" if end - first > 1 else f"entry {first}"
-                self.is_complete &= kind in KINDS
-                self._fault(tree, Fault.LOST, covered, f"{what}, {entries}: pointer of {what_is_wrong}")
-            elif kind == LOST:
+            if kind not in tree.kinds:
+                has_meaning = kind in KINDS
+                what_is_wrong = f"kind {kind}, which has no place here" if has_meaning else f"unknown kind {kind:#x}"
+                self.is_complete &= has_meaning
+                self._fault(tree, Fault.LOST, covered, f"{what}, {_entries(first, end)}: pointer of {what_is_wrong}")
+                continue
+            if kind == LOST:
                 tree.faults.note(Fault.KNOWN, covered.level, covered.start, covered.stop)
+            for bad, after in _not_empty(words, first, end):
+                covered = Place(place.level, place.start + bad * step, place.start + after * step)
+                message = f"{what}, {_entries(bad, after)}: pointer of kind {kind} that is not empty otherwise"
+                self._fault(tree, Fault.LOST, covered, message)
 
     def _fault(self, tree: Tree, fault: Fault, place: Place, message: str) -> None:
         """Note a pointer that leads to nothing that can be used."""
@@ -299,3 +297,20 @@ class Walk:
         self.bytes_checked += length
         if self._progress is not None:
             self._progress(self.bytes_checked)
+
+
+def _entries(first: int, end: int) -> str:
+    return f"entries {first} to {end - 1}" if end - first > 1 else f"entry {first}"
+
+
+def _not_empty(words: array[int], first: int, end: int) -> Iterator[tuple[int, int]]:
+    """The runs, among entries of one kind that names no page, of those in which anything else is set."""
+    blank = (words[2 * first] & ~PAGE_MASK, 0)
+    if words[2 * first : 2 * end] == array("Q", blank) * (end - first):
+        return
+    start = first
+    for i in range(first, end + 1):
+        if i == end or (words[2 * i], words[2 * i + 1]) == blank:
+            if start < i:
+                yield start, i
+            start = i + 1

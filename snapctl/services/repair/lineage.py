@@ -39,12 +39,31 @@ class Placed:
     pass_word: int = PASS_WORD
 
 
+class _Names:
+    """Names that may be given once only."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._last: dict[str, int] = {}
+
+    def take(self, name: str) -> str:
+        """A name that nobody has so far: the one that is wanted, or that with a number added."""
+        free = name
+        while free in self._taken:
+            # Not from 2 on each time: a hostile container may hold a great many nodes of one name.
+            number = self._last[name] = self._last.get(name, 1) + 1
+            suffix = f"-{number}"
+            free = name[: NAME_BYTES - len(suffix)] + suffix
+        self._taken.add(free)
+        return free
+
+
 @dataclass
 class _Forest:
     records: dict[int, NodeRecord]
     next_id: int
     placed: dict[int, Placed] = field(default_factory=dict)
-    volume_names: set[str] = field(default_factory=set)
+    volume_names: _Names = field(default_factory=_Names)
 
     def __post_init__(self) -> None:
         self.children: dict[int, list[NodeRecord]] = {}
@@ -55,25 +74,25 @@ class _Forest:
         for record in self.records.values():
             if record.kind is Kind.BASE:
                 self.grow_volume(self.place_volume(record))
-        orphans = sorted((r for r in self.records.values() if r.id not in self.placed), key=self._rank)
-        # Placing one may reach others; what is left in the end are the tops of what has lost its parent, and one of
-        # each cycle.
-        for preferred in (self._may_go_first, lambda _record: True):
-            progress = True
-            while progress:
-                progress = False
-                for record in orphans:
-                    if record.id not in self.placed and preferred(record):
-                        self.adopt(record)
-                        progress = True
+        # Placing one may reach others, so each waits for those that it names; in a cycle one has to go first.
+        begun: set[int] = set()
+        pending = sorted((r for r in self.records.values() if r.id not in self.placed), key=self._rank, reverse=True)
+        while pending:
+            record = pending[-1]
+            names = [record.parent, record.origin] if record.kind is Kind.RO else [record.parent]
+            waits_for = [
+                self.records[n] for n in names if n in self.records and n not in self.placed and n not in begun
+            ]
+            if record.id in self.placed:
+                pending.pop()
+            elif record.id not in begun and waits_for:
+                pending.extend(waits_for)
+            else:
+                self.adopt(record)
+            begun.add(record.id)
 
     def _rank(self, record: NodeRecord) -> tuple[bool, int]:
         return record.kind is Kind.RO, -record.id
-
-    def _may_go_first(self, record: NodeRecord) -> bool:
-        """Whether an orphan need not wait: neither its parent nor what its PASS leads to may yet find a place."""
-        waits_for = {record.parent, record.origin} if record.kind is Kind.RO else {record.parent}
-        return all(other in self.placed or other not in self.records for other in waits_for)
 
     def adopt(self, record: NodeRecord) -> None:
         """Make a volume of a node whose parent is lost, or for it."""
@@ -110,8 +129,7 @@ class _Forest:
     def place_volume(
         self, record: NodeRecord, *, was: str | None = None, is_orphan: bool = False, pass_word: int = PASS_WORD
     ) -> Placed:
-        name = _free_name(record.name, self.volume_names)
-        self.volume_names.add(name)
+        name = self.volume_names.take(record.name)
         known = record.name if was is None else was
         placed = Placed(replace(record, name=name), known, is_orphan, pass_word)
         self.placed[record.id] = placed
@@ -128,12 +146,10 @@ class _Forest:
         pending = [(volume, newest)]
         while pending:
             volume, newest = pending.pop()
-            names: set[str] = set()
+            names = _Names()
             parent, snapshot = volume.record, newest
             while True:
-                name = _free_name(snapshot.name, names)
-                names.add(name)
-                moved = replace(snapshot, name=name, parent=parent.id, origin=volume.record.id)
+                moved = replace(snapshot, name=names.take(snapshot.name), parent=parent.id, origin=volume.record.id)
                 self.placed[snapshot.id] = Placed(moved, self._known_name(snapshot), pass_word=volume.pass_word)
                 for clone in self._clones_below(moved):
                     first = self._snapshot_below(clone.record.id, clone.record.id)
@@ -176,12 +192,3 @@ def reattach(records: Iterable[NodeRecord], next_id: int) -> tuple[list[Placed],
     forest = _Forest({record.id: record for record in records}, next_id)
     forest.grow()
     return list(forest.placed.values()), forest.next_id
-
-
-def _free_name(name: str, taken: set[str]) -> str:
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        suffix = f"-{number}"
-        free = name[: NAME_BYTES - len(suffix)] + suffix
-    return free

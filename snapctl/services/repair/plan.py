@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from snapctl.format.geometry import VOLUME_DEPTH, Geometry
 from snapctl.format.pointer import NOWHERE, PASS_WORD
+from snapctl.format.record import Kind
 from snapctl.services.check.container import begin_walk
 from snapctl.services.check.faults import Fault, Faults
 from snapctl.services.check.findings import Findings
@@ -18,7 +19,7 @@ from snapctl.services.check.lineage import full_name
 from snapctl.services.check.nodes import check_tables, judge_records, read_records
 from snapctl.services.check.ownership import Ownership
 from snapctl.services.repair.lineage import Placed, reattach
-from snapctl.services.repair.records import mend
+from snapctl.services.repair.records import LARGEST_ID, mend
 from snapctl.storage.backend import Backend
 from snapctl.storage.store import choose_superblocks
 
@@ -74,12 +75,14 @@ class Plan:
         nodes: those that are kept, parents before children.
         owned: the pages that they keep.
         next_node_id: for the superblock.
+        lost_nodes: how many there were whose records cannot be read.
     """
 
     geometry: Geometry
     nodes: list[Salvage]
     owned: Ownership
     next_node_id: int
+    lost_nodes: int
 
     def in_use(self) -> Iterator[tuple[int, int]]:
         """The bitmaps of the space map to be, as (index, bits)."""
@@ -90,6 +93,8 @@ class Plan:
     def describe(self, findings: Findings) -> None:
         """Note what is done to the nodes, under the full names that they have afterwards."""
         records = {node.placed.record.id: node.placed.record for node in self.nodes}
+        if self.lost_nodes:
+            findings.repair("snapshot list", f"made anew; nodes whose records are lost: {self.lost_nodes}")
         for node in self.nodes:
             placed = node.placed
             name = full_name(placed.record, records)
@@ -100,6 +105,8 @@ class Plan:
                 findings.repair(name, f"was {placed.was}; what it had from its parent is lost")
             elif placed.was != name:
                 findings.repair(name, f"was {placed.was}; its parent or origin is lost, or its name was taken")
+            elif placed.pass_word != PASS_WORD and placed.record.kind is Kind.RO:
+                findings.repair(name, "what it had from the parent of its volume is lost")
             self._describe_faults(name, node, findings)
 
     def _describe_faults(self, name: str, node: Salvage, findings: Findings) -> None:
@@ -133,7 +140,7 @@ def make_plan(backend: Backend, progress: Progress | None = None) -> Plan:
         if record.first_table != NOWHERE:
             tree, sound_blocks = check_tables(record.name, record.kind, record.first_table, walk)
             found[record.id] = tree.faults, sound_blocks
-    next_id = max(current.next_node_id, max(records, default=0) + 1)
+    next_id = max(min(current.next_node_id, LARGEST_ID), max(records, default=0) + 1)
     placed, next_id = reattach(records.values(), next_id)
     nodes = [Salvage(node, *found.get(node.record.id, (Faults(), 0))) for node in placed]
-    return Plan(current.geometry, nodes, walk.owned, next_id)
+    return Plan(current.geometry, nodes, walk.owned, next_id, max(0, current.node_count - len(raws)))

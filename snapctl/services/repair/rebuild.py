@@ -7,12 +7,13 @@ is as before, and after it the state before is whole behind the other superblock
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 from dataclasses import replace
 
 from snapctl.engine.container import Container
 from snapctl.engine.model import Kind
 from snapctl.engine.node import Node
-from snapctl.errors import Corruption, DamagedTable, IoFailure
+from snapctl.errors import Corruption, IoFailure
 from snapctl.format.geometry import VOLUME_DEPTH
 from snapctl.format.pointer import (
     CHECKSUM_MASK,
@@ -24,11 +25,11 @@ from snapctl.format.pointer import (
     Pointer,
     page_pointer,
 )
-from snapctl.services.check.faults import Fault
+from snapctl.services.check.faults import Fault, Faults
 from snapctl.services.repair.plan import Plan, Salvage
 from snapctl.storage.backend import Backend
 from snapctl.storage.store import Store
-from snapctl.storage.tabletree import TableTree
+from snapctl.storage.tabletree import Table, TableTree
 
 _LAST = VOLUME_DEPTH - 1
 
@@ -63,50 +64,72 @@ def _mend_tables(node: Node, salvage: Salvage, copier: _Copier) -> None:
         if salvage.has_tables:
             copier.copy(node, 0, node.tree.capacity, placed.record.first_table)
         else:
-            node.tree.fill(0, end_block, LOST_WORD)
+            _fill(node, 0, end_block, LOST_WORD)
     else:
-        _mend_births(node, salvage)
+        # Changed from here on, so that it stays in memory when tables are written out.
+        node.tree.touch(node.tree.root)
+        _mend_births(node, faults)
         for level in range(VOLUME_DEPTH):
             for start, stop in faults.ranges(Fault.LOST, level):
-                node.tree.cover(level, start, stop, 0)
-                node.tree.fill(start, min(stop, end_block), LOST_WORD)
+                _clear(node, level, start, stop)
+                _fill(node, start, min(stop, end_block), LOST_WORD)
             for start, stop in faults.ranges(Fault.SHARED, level):
-                node.tree.cover(level, start, stop, 0)
+                _clear(node, level, start, stop)
                 copier.copy(node, start, stop, placed.record.first_table)
     if placed.pass_word != PASS_WORD:
-        _replace(node.tree, PASS_WORD, placed.pass_word)
+        _replace(node, PASS_WORD, placed.pass_word)
     if placed.is_orphan:
-        node.tree.fill(0, end_block, LOST_WORD)
+        _fill(node, 0, end_block, LOST_WORD)
     node.container.note_change(node)
 
 
-def _mend_births(node: Node, salvage: Salvage) -> None:
-    """Have pages that were born in the future be born now."""
+def _pieces(node: Node, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Split a range so that each piece lies below one second table; between them tables in memory may be let go of."""
+    span = node.container.geometry.fanout**_LAST
+    while start < stop:
+        end = min(stop, start - start % span + span)
+        yield start, end
+        node.container.relieve(may_write=True)
+        start = end
+
+
+def _clear(node: Node, level: int, start: int, stop: int) -> None:
+    for first, end in _pieces(node, start, stop):
+        node.tree.cover(level, first, end, 0)
+
+
+def _fill(node: Node, start: int, stop: int, word0: int) -> None:
+    for first, end in _pieces(node, start, stop):
+        node.tree.fill(first, end, word0)
+
+
+def _mend_births(node: Node, faults: Faults) -> None:
+    """Have pages that were born in the future be born now; of a first table that is so when it is changed."""
     tree, transaction = node.tree, node.container.transaction
-    if salvage.faults.ranges(Fault.UNBORN, -1):
-        tree.touch(tree.root)
     for level in range(VOLUME_DEPTH):
-        step = tree.capacity // node.container.geometry.fanout ** (level + 1)
-        for start, stop in salvage.faults.ranges(Fault.UNBORN, level):
-            for index in range(start, stop, step):
-                if level < _LAST:
-                    tree.table_for_writing(level + 1, index)
-                else:
-                    pointer = tree.get(index)
-                    tree.put(index, page_pointer(pointer.page_no, pointer.checksum, transaction))
+        step = tree.capacity // tree.fanout ** (level + 1)
+        for start, stop in faults.ranges(Fault.UNBORN, level):
+            for first, end in _pieces(node, start, stop):
+                for index in range(first, end, step):
+                    if level < _LAST:
+                        tree.table_for_writing(level + 1, index)
+                    else:
+                        pointer = tree.get(index)
+                        tree.put(index, page_pointer(pointer.page_no, pointer.checksum, transaction))
 
 
-def _replace(tree: TableTree, old_word: int, new_word: int) -> None:
+def _replace(node: Node, old_word: int, new_word: int) -> None:
     """Put one non-page entry in the place of another wherever it stands."""
-    for start, stop, leaf, word0 in tree.spans(0, tree.capacity):
-        if leaf is None and word0 == old_word:
-            level = _level(tree, stop - start)
-            tree.cover(level, start, stop, new_word)
-        elif leaf is not None and old_word in leaf.words[::2]:
-            words = tree.leaf_for_writing(start).words
-            for i in range(0, len(words), 2):
-                if words[i] == old_word:
-                    words[i] = new_word
+    tree = node.tree
+    for first, end in _pieces(node, 0, tree.capacity):
+        for start, stop, leaf, word0 in tree.spans(first, end):
+            if leaf is None and word0 == old_word:
+                tree.cover(_level(tree, stop - start), start, stop, new_word)
+            elif leaf is not None and old_word in leaf.words[::2]:
+                words = tree.leaf_for_writing(start).words
+                for i in range(0, len(words), 2):
+                    if words[i] == old_word:
+                        words[i] = new_word
 
 
 def _level(tree: TableTree, span: int) -> int:
@@ -120,8 +143,8 @@ def _level(tree: TableTree, span: int) -> int:
 class _Copier:
     """Gives a node copies of pages that it shared with another, which is their owner now.
 
-    A few bytes of pointers can name a great deal, over and over; so no more is copied than the container holds, and the
-    rest becomes lost.
+    A few bytes of pointers can name a great deal, over and over; so no more tables are looked at and no more data is
+    copied than the container holds, and the rest becomes lost.
     """
 
     def __init__(self, container: Container, most_units: int) -> None:
@@ -130,30 +153,39 @@ class _Copier:
 
     def copy(self, node: Node, start: int, stop: int, first_table: Pointer) -> None:
         """Fill a range of a node, ABSENT so far, from what its tables led to before."""
-        tree = node.tree
         former = self._container.open_tree(node.name, first_table)
+        self._copy_table(node, former, former.root, former.capacity, start, stop)
+
+    def _copy_table(self, node: Node, former: TableTree, table: Table, span: int, start: int, stop: int) -> None:
+        """Fill a range that lies below one former table, which covers `span` blocks."""
+        self._left -= self._container.geometry.table_units
+        step = span // former.fanout
+        if step == 1:
+            self._copy_leaf(node, table.words, start, stop)
+            return
         position = start
         while position < stop:
+            if self._left <= 0:
+                _fill(node, position, stop, LOST_WORD)
+                return
+            entry = position // step % former.fanout
+            end = min(stop, position - position % step + step)
             try:
-                for first, end, leaf, word0 in former.spans(position, stop):
-                    if leaf is None:
-                        tree.fill(first, end, _sane_word(node, word0, 0))
-                    elif self._left <= 0:
-                        tree.fill(first, stop, LOST_WORD)
-                        return
-                    else:
-                        self._copy_leaf(node, leaf.words, first, end)
-                    position = end
-                    former.root.children.clear()
-            except DamagedTable as error:
-                end = min(stop, error.stop)
-                tree.fill(position, end, LOST_WORD)
-                position = end
+                child = former.child(table, entry)
+            except (Corruption, IoFailure):
+                node.tree.fill(position, end, LOST_WORD)
+            else:
+                if child is None:
+                    node.tree.fill(position, end, _sane_word(node, *table.words[2 * entry : 2 * entry + 2]))
+                else:
+                    self._copy_table(node, former, child, step, position, end)
+                    table.children.clear()
+            self._container.relieve(may_write=True)
+            position = end
 
     def _copy_leaf(self, node: Node, former: array[int], start: int, stop: int) -> None:
         geometry, pages = self._container.geometry, self._container.pages
         words = node.tree.leaf_for_writing(start).words
-        self._left -= geometry.table_units
         copied: list[tuple[int, bytes]] = []
         shift = start % geometry.fanout
         for i in range(2 * shift, 2 * (shift + stop - start), 2):

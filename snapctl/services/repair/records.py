@@ -9,7 +9,8 @@ from snapctl.format.geometry import Geometry
 from snapctl.format.pointer import KIND_SHIFT, NOWHERE, PAGE, Pointer
 from snapctl.format.record import Cow, Kind, NodeRecord, RawRecord, check_name, kind_of
 
-_LARGEST_ID = 1 << 62
+LARGEST_ID = 1 << 62
+"""Ids from here on, which no container ever came to, are given anew."""
 
 
 def mend(sound: dict[int, NodeRecord], unsound: list[RawRecord], geometry: Geometry) -> dict[int, NodeRecord]:
@@ -23,11 +24,11 @@ def mend(sound: dict[int, NodeRecord], unsound: list[RawRecord], geometry: Geome
     Returns:
         All by id, ids below 2^62.
     """
-    records = {node_id: record for node_id, record in sound.items() if node_id < _LARGEST_ID}
-    homeless = [record for node_id, record in sound.items() if node_id >= _LARGEST_ID]
+    records = {node_id: record for node_id, record in sound.items() if node_id < LARGEST_ID}
+    homeless = [record for node_id, record in sound.items() if node_id >= LARGEST_ID]
     for raw in unsound:
         record = _mend(raw, geometry)
-        if record.id in sound or record.id >= _LARGEST_ID:
+        if record.id in records or record.id >= LARGEST_ID:
             homeless.append(record)
         else:
             records[record.id] = record
