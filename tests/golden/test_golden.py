@@ -10,7 +10,7 @@ import pytest
 from snapctl.engine.container import Container
 from snapctl.engine.model import Kind
 from snapctl.format.pointer import ABSENT, LOST, PAGE, PASS, ZERO
-from snapctl.services.check import check_backend, check_container
+from snapctl.services.check import Finding, Report, Severity, check_backend, check_container
 from tests.golden.make import DIRECTORY, GOLDEN, LONG_NAME, Golden, describe, describe_node, made
 from tests.support import damage
 from tests.support.backends import MemoryBackend
@@ -22,10 +22,15 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     return found
 
 
+def faults(report: Report) -> list[Finding]:
+    """What a check finds, but for what is marked as lost, which is no fault."""
+    return [finding for finding in report.findings if finding.severity is not Severity.LOST]
+
+
 def test_it_opens_checks_clean_and_reads_as_recorded(golden: Golden, tmp_path: Path):
     path = tmp_path / "golden.snap"
     path.write_bytes(golden.image())
-    assert check_container(str(path), 0).findings == []
+    assert faults(check_container(str(path), 0)) == []
     with Container.open(str(path)) as container:
         assert describe(container) == json.loads(golden.description_path.read_text())
     assert path.read_bytes() == golden.image()
@@ -40,7 +45,7 @@ def test_it_can_be_worked_on(golden: Golden):
     container[volume].write(0, b"written today" * 1000)
     container.clone(f"{volume}@new", "fresh").write(1, b"in a clone")
     container.commit()
-    assert check_backend(backend).findings == []
+    assert faults(check_backend(backend)) == []
     reopened = Container.adopt(backend)
     assert reopened[volume].read(0, 13) == b"written today"
     assert reopened["fresh"].read(1, 10) == b"in a clone"
@@ -51,7 +56,7 @@ def test_it_can_be_worked_on(golden: Golden):
         }
     reopened.delete(*(node.name for node in reopened.volumes), cascade=True)
     reopened.commit()
-    assert check_backend(backend).findings == []
+    assert faults(check_backend(backend)) == []
 
 
 def test_it_is_what_the_present_code_makes(golden: Golden):

@@ -131,7 +131,7 @@ class TestBadSectors:
     def test_in_a_superblock_copy_they_are_told(self):
         report = scrub_backend(BadSectors(filled_image(), (copy_offset(1, 0), copy_offset(1, 0) + 512)))
         assert report.exit_code == 4
-        assert [item.owner for item in report.damages] == ["superblock"]
+        assert [item.owner for item in report.damages] == ["superblock slot 1 copy 0"]
 
 
 class TestLostBlocks:
