@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from snapctl.errors import Corruption, IoFailure, NoSpace, Poisoned
 from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import Geometry
-from snapctl.format.layout import SUPERBLOCK_BYTES
 from snapctl.format.pointer import CHECKSUM_MASK, KIND_SHIFT, PAGE, PAGE_MASK
 from snapctl.format.superblock import COPIES, copy_offset
 from snapctl.storage.backend import Backend, Buffer
@@ -187,14 +186,3 @@ class PageFile:
             with self.poisoned_by_failure():
                 # Not `self.sync`, which makes the file longer: no room for what is to come is no failure yet.
                 self.backend.sync()
-
-
-def read_superblock_copy(backend: Backend, slot: int, copy: int) -> bytes:
-    """Read one superblock copy before any geometry is known; short at the end of the file.
-
-    Raises:
-        IoFailure: the system refuses.
-    """
-    page = bytearray(SUPERBLOCK_BYTES)
-    got = backend.read_into(copy_offset(slot, copy), page)
-    return bytes(page[:got])

@@ -9,14 +9,12 @@ means that the commit in flight never happened.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 
 from snapctl.errors import (
     BadSize,
     Corruption,
-    IoFailure,
-    NotAContainer,
     ReadOnlyNode,
     SnapctlError,
     Truncated,
@@ -25,20 +23,16 @@ from snapctl.errors import (
 from snapctl.format.geometry import SUPERBLOCK_AREA, Geometry
 from snapctl.format.pointer import NOWHERE, Pointer
 from snapctl.format.superblock import (
-    COPIES,
     KNOWN_READ_ONLY_COMPATIBLE,
-    SLOTS,
     Superblock,
     build,
     check_bounds,
-    copy_offset,
-    has_magic,
-    parse,
 )
 from snapctl.storage import lock
 from snapctl.storage.backend import Backend, FileBackend
-from snapctl.storage.pages import PageFile, read_superblock_copy
+from snapctl.storage.pages import PageFile
 from snapctl.storage.spacemap import SpaceMap
+from snapctl.storage.superblocks import choose_superblocks, sound_page
 from snapctl.units import exact_size
 
 _SMALLEST_CAPACITY_TABLES = 64
@@ -117,7 +111,7 @@ class Store:
             _check_features(backend, current)
             # Beyond lies what a transaction wrote that never was committed.
             backend.truncate(current.pages_total * geometry.unit)
-        pages = PageFile(backend, geometry, current.pages_total, (current.slot, _sound_page(backend, current)))
+        pages = PageFile(backend, geometry, current.pages_total, (current.slot, sound_page(backend, current)))
         return cls(pages, SpaceMap(pages, current, previous), current, writable=writable)
 
     @classmethod
@@ -138,7 +132,7 @@ class Store:
         _check_features(backend, current)
         # A file that was cut short ends where it ends.
         end_page = min(current.pages_total, backend.size() // current.geometry.unit)
-        pages = PageFile(backend, current.geometry, end_page, (current.slot, _sound_page(backend, current)))
+        pages = PageFile(backend, current.geometry, end_page, (current.slot, sound_page(backend, current)))
         pages.reserve.may_be_used = True
         blank = replace(
             current,
@@ -284,103 +278,10 @@ def undo_repair(backend: Backend) -> int:
     pages_total = max(current.pages_total, previous.pages_total)
     state = replace(previous, transaction=current.transaction + 1, pages_total=pages_total, repaired_from=0)
     check_bounds(state)
-    pages = PageFile(backend, state.geometry, current.pages_total, (current.slot, _sound_page(backend, current)))
+    pages = PageFile(backend, state.geometry, current.pages_total, (current.slot, sound_page(backend, current)))
     pages.write_superblock(state.slot, build(state))
     pages.sync()
     return previous.transaction
-
-
-def superblock_copies(backend: Backend) -> Iterator[tuple[int, int, Superblock | Corruption | IoFailure]]:
-    """Read all four copies.
-
-    Yields:
-        (slot, copy, what stands there): the superblock, or why it is none or cannot be read.
-
-    Raises:
-        UnsupportedFormat: one is sound but newer than this program.
-    """
-    for slot in range(SLOTS):
-        for copy in range(COPIES):
-            try:
-                yield slot, copy, parse(read_superblock_copy(backend, slot, copy))
-            except (Corruption, IoFailure) as error:
-                yield slot, copy, error
-
-
-def choose_superblocks(backend: Backend) -> tuple[Superblock, Superblock | None]:
-    """The superblock of the last commit, and that of the commit before if its slot is sound.
-
-    Raises:
-        NotAContainer: no copy even begins like a superblock.
-        UnsupportedFormat: one is sound but newer than this program.
-        Corruption: none is sound.
-        IoFailure: one that cannot be read may be that of the last commit.
-    """
-    slots: list[list[Superblock | Corruption | IoFailure]] = [[] for _ in range(SLOTS)]
-    try:
-        for slot, _, found in superblock_copies(backend):
-            slots[slot].append(found)
-    except UnsupportedFormat as error:
-        raise UnsupportedFormat(f"{backend.path}: {error}") from error
-    for pair in slots:
-        unreadable = [found for found in pair if isinstance(found, IoFailure)]
-        if unreadable and not any(isinstance(found, Superblock) for found in pair):
-            # It may hold the last commit, which going on from the other slot would lose for a passing failure.
-            raise unreadable[0]
-    copies = [found for pair in slots for found in pair if isinstance(found, Superblock)]
-    if not copies:
-        if not any(has_magic(read_superblock_copy(backend, s, c)) for s in range(SLOTS) for c in range(COPIES)):
-            raise NotAContainer(f"{backend.path} is not a snapctl container")
-        raise Corruption(f"{backend.path}: no sound superblock is left; restore it from a copy")
-    current = max(copies, key=lambda found: found.transaction)
-    # A copy in the slot of the last commit is no state to keep: opening for writing writes both copies of that slot.
-    others = (found for found in copies if found.transaction < current.transaction and found.slot != current.slot)
-    return current, max(others, key=lambda found: found.transaction, default=None)
-
-
-def heal_superblocks(backend: Backend) -> list[tuple[int, int]]:
-    """Write damaged or outdated superblock copies anew from the sound copy of the same slot, and sync.
-
-    Which commit is adopted stays the same, now and after a crash: a slot gets only what it stands for already, and the
-    sound copy is not touched. What has no such copy is left as it is, and so is a file that is cut short.
-
-    Args:
-        backend: a writable file, which the caller has locked against everybody else.
-
-    Returns:
-        (slot, copy) of each one that was written.
-
-    Raises:
-        SnapctlError: as `choose_superblocks`.
-        IoFailure: the system refuses.
-    """
-    current, _ = choose_superblocks(backend)
-    is_cut = backend.size() < current.pages_total * current.geometry.unit
-    if is_cut or current.read_only_compatible & ~KNOWN_READ_ONLY_COMPATIBLE:
-        return []
-    healed: list[tuple[int, int]] = []
-    for slot in range(SLOTS):
-        last = current.transaction - (slot != current.slot)
-        pages = [_page_of(backend, slot, copy, last, current) for copy in range(COPIES)]
-        sound = next(filter(None, pages), None)
-        for copy, page in enumerate(pages):
-            if sound and not page:
-                backend.write(copy_offset(slot, copy), [sound])
-                healed.append((slot, copy))
-    if healed:
-        backend.sync()
-    return healed
-
-
-def _page_of(backend: Backend, slot: int, copy: int, transaction: int, current: Superblock) -> bytes | None:
-    """The bytes of a superblock copy if it is sound and stands for a transaction of this container."""
-    try:
-        page = read_superblock_copy(backend, slot, copy)
-        found = parse(page)
-    except (Corruption, IoFailure, UnsupportedFormat):
-        return None
-    wanted = (current.uuid, current.geometry, transaction)
-    return page if (found.uuid, found.geometry, found.transaction) == wanted else None
 
 
 def _check_features(backend: Backend, superblock: Superblock) -> None:
@@ -393,15 +294,3 @@ def _check_features(backend: Backend, superblock: Superblock) -> None:
         raise UnsupportedFormat(
             f"{backend.path} uses feature 0x{unknown:x}, unknown here; it can be read but not written"
         )
-
-
-def _sound_page(backend: Backend, superblock: Superblock) -> bytes:
-    """The very bytes that a superblock was read from, reserved ones included."""
-    for copy in range(COPIES):
-        try:
-            page = read_superblock_copy(backend, superblock.slot, copy)
-            if parse(page) == superblock:
-                return page
-        except (Corruption, IoFailure):
-            continue
-    return build(superblock)

@@ -12,7 +12,7 @@ from snapctl.errors import Corruption
 from snapctl.format import layout
 from snapctl.format.checksum import crc32c
 from snapctl.format.superblock import COPIES, SLOTS, build, copy_offset, has_magic
-from snapctl.storage.store import choose_superblocks
+from snapctl.storage.superblocks import choose_superblocks
 from tests.support import damage
 from tests.support.backends import MemoryBackend
 from tests.support.containers import small_container

@@ -25,7 +25,7 @@ from snapctl.errors import Corruption
 from snapctl.format.geometry import SUPERBLOCK_AREA, Geometry
 from snapctl.format.superblock import COPIES, copy_offset
 from snapctl.services.scrub import Report, Severity, scrub_backend
-from snapctl.storage.store import choose_superblocks
+from snapctl.storage.superblocks import choose_superblocks
 from tests.support import damage
 from tests.support.backends import MemoryBackend, RecordingBackend
 from tests.support.containers import BLOCK, FANOUT, filled_image

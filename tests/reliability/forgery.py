@@ -38,7 +38,7 @@ from snapctl.format.layout import SUPERBLOCK_BYTES, NodeRecord
 from snapctl.format.layout import Superblock as SuperblockLayout
 from snapctl.format.pointer import BIRTH_SHIFT, CHECKSUM_MASK, KIND_SHIFT, PAGE, PAGE_MASK
 from snapctl.format.superblock import COPIES, SLOTS, copy_offset, has_magic
-from snapctl.storage.store import choose_superblocks
+from snapctl.storage.superblocks import choose_superblocks
 from tests.support import damage
 from tests.support.backends import MemoryBackend
 from tests.support.containers import fill, small_container

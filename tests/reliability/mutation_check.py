@@ -94,7 +94,7 @@ MUTATIONS = (
     ),
     Mutation(
         "any-sound-superblock-will-do",
-        "snapctl/storage/store.py",
+        "snapctl/storage/superblocks.py",
         "    current = max(copies, key=lambda found: found.transaction)\n",
         "    current = copies[0]\n",
         "Every other commit is lost as soon as the container is opened again.",

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from snapctl.format.checksum import crc32c
-from snapctl.storage.store import choose_superblocks
+from snapctl.storage.superblocks import choose_superblocks
 from tests.support.backends import MemoryBackend
 
 ABSENT, PAGE, ZERO, PASS, LOST = range(5)

@@ -14,7 +14,7 @@ from snapctl.errors import NotAContainer
 from snapctl.format.superblock import COPIES, copy_offset
 from snapctl.services.check import check_backend
 from snapctl.services.scrub import scrub_backend
-from snapctl.storage.store import choose_superblocks
+from snapctl.storage.superblocks import choose_superblocks
 from tests.reliability import bit_rot
 from tests.reliability.bit_rot import SUPERBLOCK, Subject, assert_known
 from tests.support import damage

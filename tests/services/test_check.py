@@ -17,7 +17,7 @@ from snapctl.format.layout import SUPERBLOCK_BYTES
 from snapctl.format.pointer import ABSENT, PAGE, PASS, ZERO, Pointer
 from snapctl.format.superblock import copy_offset
 from snapctl.services.check import Severity, check_backend, check_container
-from snapctl.storage.store import choose_superblocks
+from snapctl.storage.superblocks import choose_superblocks
 from tests.support import damage
 from tests.support.backends import MemoryBackend
 from tests.support.containers import BLOCK, LEAF_BYTES, fill, filled_image, small_container

@@ -14,7 +14,7 @@ from snapctl.format.superblock import copy_offset
 from snapctl.services.check import check_backend
 from snapctl.services.check.findings import Findings
 from snapctl.services.check.superblocks import check_superblocks
-from snapctl.storage.store import choose_superblocks
+from snapctl.storage.superblocks import choose_superblocks
 from tests.support import damage
 from tests.support.backends import MemoryBackend, UnreadableSector
 from tests.support.containers import fill, filled_image, small_container

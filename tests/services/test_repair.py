@@ -17,7 +17,7 @@ from snapctl.format.geometry import POINTER_BYTES
 from snapctl.format.pointer import LOST, PAGE, PASS, ZERO, Pointer, page_pointer
 from snapctl.services.check import Severity, check_backend
 from snapctl.services.repair import repair_backend
-from snapctl.storage.store import choose_superblocks
+from snapctl.storage.superblocks import choose_superblocks
 from tests.support import damage
 from tests.support.backends import MemoryBackend
 from tests.support.repairs import (

@@ -17,7 +17,8 @@ from snapctl.format.pointer import ZERO, Pointer
 from snapctl.format.superblock import copy_offset
 from snapctl.services.check import check_backend
 from snapctl.services.repair import repair_backend, repair_container
-from snapctl.storage.store import choose_superblocks, undo_repair
+from snapctl.storage.store import undo_repair
+from snapctl.storage.superblocks import choose_superblocks
 from tests.support import damage
 from tests.support.backends import FailingBackend, MemoryBackend, RecordingBackend, Stopped, StoppingBackend
 from tests.support.containers import small_container

@@ -18,7 +18,7 @@ from snapctl.services.scrub import Report, Severity, live, scrub_backend, scrub_
 from snapctl.services.scrub.report import MOST_AFFECTED, MOST_DAMAGES, Notes
 from snapctl.storage import lock
 from snapctl.storage.backend import FileBackend
-from snapctl.storage.store import choose_superblocks
+from snapctl.storage.superblocks import choose_superblocks
 from tests.support import damage
 from tests.support.backends import MemoryBackend
 from tests.support.containers import BLOCK, FANOUT, LEAF_BYTES, filled_image, small_container

@@ -32,7 +32,7 @@ from snapctl.format.geometry import SUPERBLOCK_AREA, Geometry
 from snapctl.format.layout import SUPERBLOCK_BYTES
 from snapctl.format.superblock import COPIES, SLOTS, Superblock, copy_offset
 from snapctl.services.check import check_backend
-from snapctl.storage.store import choose_superblocks, superblock_copies
+from snapctl.storage.superblocks import choose_superblocks, superblock_copies
 from tests.support.backends import (
     SECTOR,
     FailingBackend,

@@ -12,7 +12,7 @@ from snapctl.errors import Corruption, NotAContainer
 from snapctl.format.layout import SUPERBLOCK_BYTES
 from snapctl.format.superblock import COPIES, SLOTS, Superblock, copy_offset
 from snapctl.services.check import check_backend
-from snapctl.storage.store import choose_superblocks, heal_superblocks, superblock_copies
+from snapctl.storage.superblocks import choose_superblocks, heal_superblocks, superblock_copies
 from tests.support.backends import MemoryBackend, Stopped, StoppingBackend
 from tests.support.containers import small_container
 

@@ -18,7 +18,7 @@ from snapctl.format.record import RO_CODE, RawRecord, scan
 from snapctl.format.superblock import COPIES, SLOTS, Superblock, build, copy_offset
 from snapctl.services.check import Report
 from snapctl.storage.backend import Backend
-from snapctl.storage.store import choose_superblocks
+from snapctl.storage.superblocks import choose_superblocks
 
 SPACE_MAP = "space map"
 SNAPSHOT_LIST = "snapshot list"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from snapctl.format.geometry import INDEX_DEPTH
 from snapctl.format.pointer import PAGE, Pointer, decode_table
 from snapctl.format.superblock import Superblock
-from snapctl.storage.store import choose_superblocks
+from snapctl.storage.superblocks import choose_superblocks
 from tests.support.backends import MemoryBackend
 
 

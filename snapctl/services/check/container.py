@@ -16,7 +16,8 @@ from snapctl.services.check.superblocks import check_superblocks
 from snapctl.services.check.walk import Walk
 from snapctl.storage.backend import Backend
 from snapctl.storage.pages import PageFile
-from snapctl.storage.store import choose_superblocks, open_locked
+from snapctl.storage.store import open_locked
+from snapctl.storage.superblocks import choose_superblocks
 
 Progress = Callable[[int, int | None], None]
 """Told the bytes verified so far, and how many there are."""

@@ -25,7 +25,7 @@ from snapctl.format.layout import SUPERBLOCK_BYTES
 from snapctl.format.superblock import COPIES, SLOTS, Superblock, build, parse
 from snapctl.services.check.findings import Findings
 from snapctl.storage.backend import Backend
-from snapctl.storage.pages import read_superblock_copy
+from snapctl.storage.superblocks import read_superblock_copy
 
 _SECTOR_BYTES = 512
 _CHECKSUM_BYTES = 4

@@ -21,7 +21,7 @@ from snapctl.services.check.ownership import Ownership
 from snapctl.services.repair.lineage import Placed, reattach
 from snapctl.services.repair.records import LARGEST_ID, mend
 from snapctl.storage.backend import Backend
-from snapctl.storage.store import choose_superblocks
+from snapctl.storage.superblocks import choose_superblocks
 
 Progress = Callable[[int, int | None], None]
 

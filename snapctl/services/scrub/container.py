@@ -14,7 +14,7 @@ from snapctl.services.scrub.live import LiveScrub, Progress
 from snapctl.services.scrub.report import Notes, Report, Severity
 from snapctl.storage import lock
 from snapctl.storage.backend import Backend, FileBackend
-from snapctl.storage.store import choose_superblocks, heal_superblocks
+from snapctl.storage.superblocks import choose_superblocks, heal_superblocks
 
 _Faults = dict[str, str]
 """What is wrong with superblock copies, by copy."""
