@@ -30,7 +30,7 @@ def check(
     ] = False,
     undo_repair: Annotated[
         bool,
-        typer.Option("--undo-repair", help="Go back to the state before a repair, if nothing was changed since."),
+        typer.Option("--undo-repair", help="Go back to the state before a repair, if nothing was written since."),
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -40,7 +40,7 @@ def check(
     """Verify that a container is whole.
 
     Looks at every checksum and every record, and sees that every page is owned once. Changes nothing, unless it is told
-    to repair. A repair is one transaction, and until something else is changed it can be undone.
+    to repair. A repair is one transaction, and until something else is written it can be undone.
 
     The exit code is 0 if all is well, 3 if there is leaked space and nothing worse, 4 if there is corruption. After a
     repair it is 0.
@@ -55,11 +55,11 @@ def check(
         raise UsageError(f"{location}: name the container; check always verifies the whole of it")
     if repair and undo_repair:
         raise UsageError("--repair and --undo-repair exclude each other")
-    if (dry_run or yes) and not repair:
-        raise UsageError("--dry-run and --yes go with --repair")
+    if (dry_run or yes) and not (repair or undo_repair):
+        raise UsageError("--dry-run and --yes go with --repair and --undo-repair")
     session.check_path(location.container)
     if undo_repair:
-        _undo(location.container, wait, as_json=as_json)
+        _undo(location.container, wait, dry_run=dry_run, yes=yes, as_json=as_json)
     elif repair:
         _repair(location.container, wait, dry_run=dry_run, yes=yes, as_json=as_json)
     else:
@@ -97,20 +97,29 @@ def _repair(container: str, wait: float, *, dry_run: bool, yes: bool, as_json: b
         _print(container, outcome.found)
         _print_findings(outcome.actions)
     if outcome.applied:
-        output.emit_lines([f"{container}: repaired; 'check --undo-repair' goes back, until something is changed"])
+        output.emit_lines([f"{container}: repaired; 'check --undo-repair' goes back, until something is written"])
     elif outcome.actions:
         output.emit_lines([f"{container}: this is what a repair would do; nothing was changed"])
     raise typer.Exit(outcome.exit_code)
 
 
-def _undo(container: str, wait: float, *, as_json: bool) -> None:
+def _undo(container: str, wait: float, *, dry_run: bool, yes: bool, as_json: bool) -> None:
     from snapctl.services.repair import undo_repair_of
 
-    transaction = undo_repair_of(container, wait)
+    def agree(transaction: int) -> bool:
+        if not (
+            yes or output.confirmed(f"give up the repair of {container}, for the state of transaction {transaction}?")
+        ):
+            raise SnapctlError("not confirmed; nothing was changed")
+        return True
+
+    transaction = undo_repair_of(container, wait, agree=None if dry_run else agree)
     if as_json:
-        output.emit_json({"container": {"path": container}, "state_of_transaction": transaction})
+        fields = {"state_of_transaction": transaction, "applied": not dry_run}
+        output.emit_json({"container": {"path": container}, **fields})
     else:
-        output.emit_lines([f"{container}: is again as after transaction {transaction}, before the repair"])
+        verb = "would be" if dry_run else "is"
+        output.emit_lines([f"{container}: {verb} again as after transaction {transaction}, before the repair"])
 
 
 def _fields(container: str, report: Report) -> dict[str, object]:

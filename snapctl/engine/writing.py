@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from snapctl.engine import reading
 from snapctl.engine.handover import Handover
 from snapctl.engine.model import Cow, Kind
-from snapctl.errors import BadSize, Corruption, IoFailure
+from snapctl.errors import BadSize, Corruption, DataLost, IoFailure
 from snapctl.format.checksum import crc32c
 from snapctl.format.pointer import (
     ABSENT,
@@ -143,7 +143,10 @@ def _zero_beyond(node: Node, size_bytes: int) -> None:
     if not at:
         return
     block = memoryview(bytearray(block_size))
-    reading.read_blocks(node, block_no, block_no + 1, block)
+    try:
+        reading.read_blocks(node, block_no, block_no + 1, block)
+    except DataLost:
+        return  # and stays so, with what the volume may grow into
     block[at:] = bytes(block_size - at)
     _write_blocks(node, block_no, block)
 

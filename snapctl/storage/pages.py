@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from snapctl.errors import Corruption, IoFailure, NoSpace, Poisoned
 from snapctl.format.checksum import crc32c
@@ -17,6 +18,20 @@ from snapctl.format.pointer import CHECKSUM_MASK, KIND_SHIFT, PAGE, PAGE_MASK
 from snapctl.format.superblock import COPIES, copy_offset
 from snapctl.storage.backend import Backend, Buffer
 from snapctl.storage.reserve import Reserve
+
+
+class Adopted(NamedTuple):
+    """A superblock that is written again, both copies, before anything else is.
+
+    Attributes:
+        slot: its slot.
+        page: its bytes.
+        is_changed: they are not what stands in the file.
+    """
+
+    slot: int
+    page: bytes
+    is_changed: bool = False
 
 
 class PageFile:
@@ -28,8 +43,8 @@ class PageFile:
         resident_tables: tables taken into memory since whoever bounds them set this to 0.
     """
 
-    def __init__(self, backend: Backend, geometry: Geometry, end_page: int, adopted: tuple[int, bytes] | None) -> None:
-        """Take up a file; `adopted` is the slot and the bytes of the superblock that was read from it.
+    def __init__(self, backend: Backend, geometry: Geometry, end_page: int, adopted: Adopted | None) -> None:
+        """Take up a file; `adopted` is the superblock that was read from it.
 
         What was read from the page cache may never have reached the disk, so the adopted superblock is written
         again and synced before anything else is written (invariant 4).
@@ -135,8 +150,13 @@ class PageFile:
         if run:
             self.write_run(start, run)
 
-    def write_superblock(self, slot: int, page: bytes) -> None:
+    def write_superblock(self, slot: int, page: bytes, *, one_by_one: bool = False) -> None:
         """Write both copies of a slot.
+
+        Args:
+            slot: 0 or 1.
+            page: the bytes of the superblock.
+            one_by_one: sync after each copy, so that the slot never is without a whole one.
 
         Raises:
             IoFailure: any refusal, a lack of space included, since one copy may be written; it poisons.
@@ -145,6 +165,8 @@ class PageFile:
         with self.poisoned_by_failure():
             for copy in range(COPIES):
                 self.backend.write(copy_offset(slot, copy), [page])
+                if one_by_one:
+                    self.backend.sync()
 
     def sync(self) -> None:
         """Make all that was written durable.
@@ -181,8 +203,8 @@ class PageFile:
     def _begin_writing(self) -> None:
         self.check_usable()
         if self._adopted is not None:
-            (slot, page), self._adopted = self._adopted, None
-            self.write_superblock(slot, page)
+            adopted, self._adopted = self._adopted, None
+            self.write_superblock(adopted.slot, adopted.page, one_by_one=adopted.is_changed)
             with self.poisoned_by_failure():
                 # Not `self.sync`, which makes the file longer: no room for what is to come is no failure yet.
                 self.backend.sync()

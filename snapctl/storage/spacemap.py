@@ -15,10 +15,11 @@ when the next is durable.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from snapctl.errors import Corruption, NoSpace
+from snapctl.errors import Corruption, IoFailure, NoSpace
 from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import INDEX_DEPTH
 from snapctl.format.pointer import BIRTH_SHIFT, NOWHERE, PAGE, PAGE_MASK, Pointer, page_pointer
@@ -99,9 +100,7 @@ class SpaceMap:
         self._first_candidate: dict[int, int] = {}
         self._freed_units = 0
         self._waiting_units = 0
-        # After a repair the state before may have no map that tells what it stands for. So long as it can be gone back
-        # to, and there is room elsewhere, nothing is written where it may have pages, lest it be given up in the end.
-        self._first_unit = committed.pages_total if committed.repaired_from else 0
+        self._first_unit = 0
         if committed.space_map == NOWHERE:
             self._change(0, self._geometry.first_page, in_use=True)
 
@@ -117,7 +116,7 @@ class SpaceMap:
             blank: the last commit's superblock, but with no map.
             in_use: (index of a bitmap, its bits as a number), those of the superblock area among them.
         """
-        space = cls(pages, replace(blank, pages_used=0, pages_limit=0, repaired_from=0), None)
+        space = cls(pages, replace(blank, pages_used=0, pages_limit=0), None)
         space._first_unit = pages.end_page
         space.used = 0
         for index, bits in in_use:
@@ -182,9 +181,6 @@ class SpaceMap:
         for page_no in found:
             self._release(page_no, units)
         self._settle()
-        if self._committed.repaired_from and self._first_unit:
-            self._search_everywhere()
-            return self.allocate(units, count)
         raise self.full()
 
     def free(self, page_no: int, units: int) -> None:
@@ -263,7 +259,6 @@ class SpaceMap:
             Corruption: a bitmap in which something was freed cannot be read.
         """
         retired = list(self._retired())
-        self._search_everywhere()
         changed = {index for index, bitmap in self._bitmaps.items() if bitmap.changed}
         for index in changed | self._differing:
             self._reconsider(index)
@@ -293,11 +288,10 @@ class SpaceMap:
 
         It makes the room free for which only the other slot still stands: long runs go back to the file system, and
         where the capacity or the file system leaves little else, the next transaction can allocate what the last freed.
-
-        Raises:
-            IoFailure: the system does not tell how much room it has.
         """
-        most = min(self._limit, self._pages.backend.room() // self._geometry.unit)
+        most = self._limit
+        with suppress(IoFailure):  # what was asked for is durable; that nobody tells the room left does not matter
+            most = min(most, self._pages.backend.room() // self._geometry.unit)
         is_tight = self.used + self._waiting_units > most - most // 8
         return (is_tight and self._waiting_units > 0) or next(self._retired(), None) is not None
 
@@ -339,14 +333,6 @@ class SpaceMap:
         """What to raise where the capacity leaves no room."""
         capacity = format_size(self._limit * self._geometry.unit)
         return NoSpace(f"{self._pages.backend.path} is at its capacity of {capacity}; delete snapshots or trim volumes")
-
-    def _search_everywhere(self) -> None:
-        """Have all that is free be allocated, not only what lies beyond the end of a state before a repair."""
-        if self._first_unit:
-            self._first_unit = 0
-            self._first_candidate.clear()
-            for bitmap in self._bitmaps.values():
-                bitmap.runs = None
 
     def _reconsider(self, index: int) -> None:
         """Let the search for free units begin no later than at a bitmap in which some came free."""

@@ -30,7 +30,7 @@ from snapctl.format.superblock import (
 )
 from snapctl.storage import lock
 from snapctl.storage.backend import Backend, FileBackend
-from snapctl.storage.pages import PageFile
+from snapctl.storage.pages import Adopted, PageFile
 from snapctl.storage.spacemap import SpaceMap
 from snapctl.storage.superblocks import choose_superblocks, sound_page
 from snapctl.units import exact_size
@@ -105,23 +105,25 @@ class Store:
         if backend.size() < current.pages_total * geometry.unit:
             raise Truncated(
                 f"{backend.path} is truncated: {backend.size()} bytes, where its superblock says "
-                f"{current.pages_total * geometry.unit}; restore it from a copy"
+                f"{current.pages_total * geometry.unit}; 'check --repair' keeps what is left of it"
             )
         if writable:
-            _check_features(backend, current)
+            check_features(backend, current)
             # Beyond lies what a transaction wrote that never was committed.
             backend.truncate(current.pages_total * geometry.unit)
-        pages = PageFile(backend, geometry, current.pages_total, (current.slot, sound_page(backend, current)))
+        pages = PageFile(backend, geometry, current.pages_total, _adopted(backend, current))
         return cls(pages, SpaceMap(pages, current, previous), current, writable=writable)
 
     @classmethod
-    def rebuild(cls, backend: Backend, in_use: Iterable[tuple[int, int]], next_node_id: int) -> Store:
+    def rebuild(cls, backend: Backend, base: Superblock, in_use: Iterable[tuple[int, int]], next_node_id: int) -> Store:
         """Begin a repair: a store without nodes and with a map made anew, whose first commit replaces the last one.
 
-        That commit writes beyond the end of the file only. Until the next it can be undone (`undo_repair`).
+        That commit writes beyond the end of the file only. Until something else is written it can be undone
+        (`undo_repair`).
 
         Args:
             backend: the file.
+            base: the superblock of the state that is repaired, that of the last commit or of the one before.
             in_use: what the nodes to be put into it own, as for `SpaceMap.rebuild`.
             next_node_id: the id that the next new node gets.
 
@@ -129,13 +131,15 @@ class Store:
             SnapctlError: as `choose_superblocks`, or the container has a feature that is unknown here.
         """
         current, _ = choose_superblocks(backend)
-        _check_features(backend, current)
+        check_features(backend, current)
         # A file that was cut short ends where it ends.
-        end_page = min(current.pages_total, backend.size() // current.geometry.unit)
-        pages = PageFile(backend, current.geometry, end_page, (current.slot, sound_page(backend, current)))
+        held = backend.size() // current.geometry.unit
+        end_page = min(max(current.pages_total, base.pages_total), held)
+        pages = PageFile(backend, current.geometry, end_page, _adopted(backend, current))
         pages.reserve.may_be_used = True
         blank = replace(
-            current,
+            base,
+            transaction=current.transaction,
             pages_total=end_page,
             snapshot_list=NOWHERE,
             space_map=NOWHERE,
@@ -230,7 +234,7 @@ class Store:
         self.pages.sync()
         with self.pages.poisoned_by_failure():
             # From here on the disk may be a commit ahead of what is in memory.
-            self.pages.write_superblock(done.slot, build(done))
+            self.pages.write_superblock(done.slot, build(done), one_by_one=bool(self._repairs))
             self.pages.sync()
             self.superblock = done
             for page_no, units in self.space.rotate(done):
@@ -258,7 +262,7 @@ def open_locked(path: str, *, writable: bool, wait_seconds: float) -> FileBacken
 
 
 def undo_repair(backend: Backend) -> int:
-    """Go back to the state before a repair, which nothing was committed since.
+    """Go back to the state before a repair, since which nothing was written.
 
     The caller has locked the file for writing.
 
@@ -266,25 +270,43 @@ def undo_repair(backend: Backend) -> int:
         The number of the transaction whose state the container has again.
 
     Raises:
-        SnapctlError: the last commit is no repair, or the state before it is not there any more.
+        SnapctlError: the last commit is no repair, something was written since, or the state before is not there.
     """
     current, previous = choose_superblocks(backend)
+    before = state_before_repair(backend, current, previous)
+    check_features(backend, before)
+    # The file keeps its length: the repaired state stays whole in the other slot. It may have been cut short before.
+    pages_total = max(current.pages_total, before.pages_total)
+    state = replace(before, transaction=current.transaction + 1, pages_total=pages_total, repaired_from=0)
+    check_bounds(state)
+    pages = PageFile(backend, state.geometry, current.pages_total, _adopted(backend, current))
+    pages.write_superblock(state.slot, build(state), one_by_one=True)
+    return before.transaction
+
+
+def state_before_repair(backend: Backend, current: Superblock, previous: Superblock | None) -> Superblock:
+    """The superblock that an undo would go back to; raises as `undo_repair`."""
     if not current.repaired_from:
-        raise SnapctlError(f"the last commit of {backend.path} is not a repair; there is nothing to undo")
+        raise SnapctlError(
+            f"the last thing written to {backend.path} is not a repair; there is nothing that can be undone"
+        )
     if previous is None or previous.transaction != current.repaired_from:
         raise Corruption(f"the superblock from before the repair of {backend.path} is damaged; it cannot be undone")
-    _check_features(backend, previous)
-    # The file keeps its length: the repaired state stays whole in the other slot. It may have been cut short before.
-    pages_total = max(current.pages_total, previous.pages_total)
-    state = replace(previous, transaction=current.transaction + 1, pages_total=pages_total, repaired_from=0)
-    check_bounds(state)
-    pages = PageFile(backend, state.geometry, current.pages_total, (current.slot, sound_page(backend, current)))
-    pages.write_superblock(state.slot, build(state))
-    pages.sync()
-    return previous.transaction
+    return previous
 
 
-def _check_features(backend: Backend, superblock: Superblock) -> None:
+def _adopted(backend: Backend, current: Superblock) -> Adopted:
+    """How an adopted superblock is written again before anything else is.
+
+    From then on a repair cannot be undone: pages may be overwritten that only the state before it has, whose space map
+    nobody could rely on.
+    """
+    if current.repaired_from:
+        return Adopted(current.slot, build(replace(current, repaired_from=0)), is_changed=True)
+    return Adopted(current.slot, sound_page(backend, current))
+
+
+def check_features(backend: Backend, superblock: Superblock) -> None:
     """Refuse to write a container of which some part is unknown here.
 
     Raises:

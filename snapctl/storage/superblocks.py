@@ -71,7 +71,9 @@ def choose_superblocks(backend: Backend) -> tuple[Superblock, Superblock | None]
     if not copies:
         if not any(has_magic(read_superblock_copy(backend, s, c)) for s in range(SLOTS) for c in range(COPIES)):
             raise NotAContainer(f"{backend.path} is not a snapctl container")
-        raise Corruption(f"{backend.path}: no sound superblock is left; restore it from a copy")
+        raise Corruption(
+            f"{backend.path}: no sound superblock is left, so nothing can be repaired; restore it from a copy"
+        )
     current = max(copies, key=lambda found: found.transaction)
     # A copy in the slot of the last commit is no state to keep: opening for writing writes both copies of that slot.
     others = (found for found in copies if found.transaction < current.transaction and found.slot != current.slot)
@@ -94,22 +96,29 @@ def heal_superblocks(backend: Backend) -> list[tuple[int, int]]:
         SnapctlError: as `choose_superblocks`.
         IoFailure: the system refuses.
     """
+    healed = healable(backend)
+    for slot, copy, page in healed:
+        backend.write(copy_offset(slot, copy), [page])
+    if healed:
+        backend.sync()
+    return [(slot, copy) for slot, copy, _ in healed]
+
+
+def healable(backend: Backend) -> list[tuple[int, int, bytes]]:
+    """What `heal_superblocks` would write: (slot, copy, bytes); raises as `choose_superblocks`."""
     current, _ = choose_superblocks(backend)
     is_cut = backend.size() < current.pages_total * current.geometry.unit
     if is_cut or current.read_only_compatible & ~KNOWN_READ_ONLY_COMPATIBLE:
         return []
-    healed: list[tuple[int, int]] = []
+    found: list[tuple[int, int, bytes]] = []
     for slot in range(SLOTS):
         last = current.transaction - (slot != current.slot)
         pages = [_page_of(backend, slot, copy, last, current) for copy in range(COPIES)]
         sound = next(filter(None, pages), None)
         for copy, page in enumerate(pages):
             if sound and not page:
-                backend.write(copy_offset(slot, copy), [sound])
-                healed.append((slot, copy))
-    if healed:
-        backend.sync()
-    return healed
+                found.append((slot, copy, sound))
+    return found
 
 
 def _page_of(backend: Backend, slot: int, copy: int, transaction: int, current: Superblock) -> bytes | None:

@@ -270,6 +270,10 @@ class TableTree:
         if word == 0 and stop - start == step:
             table.words[2 * entry] = word0
         elif word0 and word >> KIND_SHIFT in (ABSENT, PAGE):
+            if word and step == self.fanout:
+                leaf = self.child(table, entry)
+                if leaf is not None and 0 not in leaf.words[2 * start : 2 * stop : 2]:
+                    return
             self._fill(self.child_for_writing(table, entry), step, start, stop, word0)
 
     def _fill(self, table: Table, span: int, start: int, stop: int, word0: int) -> None:

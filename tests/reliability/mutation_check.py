@@ -79,8 +79,8 @@ MUTATIONS = (
     Mutation(
         "commit-returns-before-it-is-durable",
         "snapctl/storage/store.py",
-        "            self.pages.write_superblock(done.slot, build(done))\n            self.pages.sync()\n",
-        "            self.pages.write_superblock(done.slot, build(done))\n",
+        "one_by_one=bool(self._repairs))\n            self.pages.sync()\n",
+        "one_by_one=bool(self._repairs))\n",
         "What was reported as done is gone after a power cut, and pages are reused that the disk still stands for.",
         (COMMIT + "a_commit_syncs_the_pages_before_the_superblock_and_the_superblock_before_it_returns",),
     ),

@@ -286,7 +286,7 @@ def scrub_busily(path: Path, write: Callable[[Container], None], monkeypatch: py
     with BusyContainer.open(str(path)) as container:
         assert isinstance(container, BusyContainer)
         container.write = write
-        live.LiveScrub(container, 0, lambda _done, _total: None, notes).run()
+        live.LiveScrub(container, lambda _done, _total: None, notes).run()
         return notes.report(), container.turns
 
 

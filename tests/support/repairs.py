@@ -12,6 +12,7 @@ from snapctl.errors import Corruption, DataLost
 from snapctl.format.geometry import Geometry
 from snapctl.services.check import Finding, check_backend
 from snapctl.services.repair import Repair, repair_backend
+from snapctl.storage.store import Store
 from tests.support.backends import MemoryBackend
 from tests.support.states import pattern
 
@@ -140,6 +141,14 @@ def family(block_size: int = 512, table_size: int = 512, cow: Cow = Cow.REDIRECT
     container.snapshot("lab@1")
     write("lab", 5, 1)
     write("lab", 0, 1)
+    return settled(bytes(backend.data))
+
+
+def settled(image: bytes) -> bytes:
+    """A file whose last state is committed once more, so that there is no other for a repair to go back to."""
+    backend = MemoryBackend(image)
+    store = Store.adopt(backend, writable=True)
+    store._advance(store.superblock)
     return bytes(backend.data)
 
 

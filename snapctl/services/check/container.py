@@ -79,7 +79,7 @@ def begin_walk(backend: Backend, current: Superblock, findings: Findings, progre
 def _check_contents(current: Superblock, walk: Walk, findings: Findings) -> Report:
     block_size = current.geometry.block_size
     space_map = MapCheck(current, walk, findings)
-    raws = read_records(current, walk, findings)
+    raws, _ = read_records(current, walk, findings)
     sound, unsound = judge_records(raws, current, findings)
     for record in sound.values():
         name = full_name(record, sound)

@@ -17,8 +17,12 @@ _FREE = next(scan(FREE_RECORD))
 _KINDS_WITHOUT_PASS = tuple(kind for kind in KINDS if kind != PASS)
 
 
-def read_records(current: Superblock, walk: Walk, findings: Findings) -> list[RawRecord]:
-    """The records of all slots that are not free, unverified."""
+def read_records(current: Superblock, walk: Walk, findings: Findings) -> tuple[list[RawRecord], bool]:
+    """Read the snapshot list.
+
+    Returns:
+        The records of all slots that are not free, unverified; and whether no part of the list is lost.
+    """
     tree = Tree(SNAPSHOT_LIST, ("first table", "second table"), "pages", (ABSENT, PAGE))
     records: list[RawRecord] = []
     is_whole = True
@@ -39,7 +43,7 @@ def read_records(current: Superblock, walk: Walk, findings: Findings) -> list[Ra
                     findings.corruption(SNAPSHOT_LIST, f"{place} is free but not empty")
     if is_whole and len(records) != current.node_count:
         findings.corruption("superblock", f"says that there are {current.node_count} nodes; there are {len(records)}")
-    return records
+    return records, is_whole
 
 
 def judge_records(

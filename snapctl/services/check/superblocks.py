@@ -17,7 +17,7 @@ and is found, in either slot, since both are there to be fallen back on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from snapctl.errors import IoFailure, SnapctlError
 from snapctl.format.checksum import crc32c
@@ -65,7 +65,12 @@ def check_superblocks(backend: Backend, current: Superblock, findings: Findings)
                 found = _parse(page)
                 fault = _fault_of_damaged(page, slot) if found is None else _fault_of_sound(page, found, slot)
             if fault:
-                findings.corruption(f"superblock slot {number} copy {copy}", fault)
+                findings.corruption(copy_name(number, copy), fault)
+
+
+def copy_name(slot: int, copy: int) -> str:
+    """What findings call a superblock copy."""
+    return f"superblock slot {slot} copy {copy}"
 
 
 def _read(backend: Backend, number: int, copy: int) -> bytes | IoFailure:
@@ -79,7 +84,7 @@ def _fault_of_sound(page: bytes, found: Superblock, slot: _Slot) -> str | None:
     if not _is_kin(found, slot.current):
         return "belongs to another container"
     if found.transaction == slot.last:
-        return None if page == slot.sound[0] else f"differs from the other copy of transaction {slot.last}"
+        return None if _is_same(page, slot.sound[0]) else f"differs from the other copy of transaction {slot.last}"
     if found.transaction in slot.tries:
         return None
     return f"is of transaction {found.transaction}, where {slot.last} belongs"
@@ -96,6 +101,11 @@ def _parse(page: bytes) -> Superblock | None:
         return parse(page)
     except SnapctlError:
         return None
+
+
+def _is_same(page: bytes, other: bytes) -> bool:
+    """Whether two copies stand for the same, one of which may still say that the repair that it was can be undone."""
+    return page == other or replace(parse(page), repaired_from=0) == replace(parse(other), repaired_from=0)
 
 
 def _is_kin(found: Superblock, current: Superblock) -> bool:

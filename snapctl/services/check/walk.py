@@ -103,6 +103,7 @@ class Walk:
         pages_checked: pages whose checksum was right.
         bytes_checked: how many bytes they have.
         data_blocks: how many of those pages are data blocks.
+        needs_every_sector: what the disk refuses to read ends the walk, rather than being a finding.
     """
 
     def __init__(self, pages: PageFile, transaction: int, findings: Findings, progress: Progress | None = None) -> None:
@@ -113,6 +114,7 @@ class Walk:
         self.pages_checked = 0
         self.bytes_checked = 0
         self.data_blocks = 0
+        self.needs_every_sector = False
         self.pages = pages
         self._geometry = pages.geometry
         self._findings = findings
@@ -153,6 +155,8 @@ class Walk:
         try:
             self.pages.read_run(offset, memoryview(page))
         except (Corruption, IoFailure) as error:
+            if isinstance(error, IoFailure) and self.needs_every_sector:
+                raise
             problem = f"{what} cannot be read: {error}"
         else:
             if crc32c(page) != pointer.checksum:

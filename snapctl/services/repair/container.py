@@ -6,14 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from snapctl.errors import SnapctlError
+from snapctl.format.superblock import COPIES, SLOTS
 from snapctl.services.check import Finding, Report, check_backend
 from snapctl.services.check.findings import Findings
+from snapctl.services.check.superblocks import copy_name
 from snapctl.services.repair.plan import Progress, make_plan
 from snapctl.services.repair.rebuild import rebuild
 from snapctl.storage.backend import Backend
-from snapctl.storage.store import open_locked, undo_repair
+from snapctl.storage.store import check_features, open_locked, state_before_repair, undo_repair
+from snapctl.storage.superblocks import choose_superblocks, heal_superblocks, healable
 
 _SOUND = 0
+_COPY_NAMES = {copy_name(slot, copy) for slot in range(SLOTS) for copy in range(COPIES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +84,24 @@ def repair_backend(
     found = check_backend(backend, progress)
     if found.exit_code == _SOUND:
         return Repair(found, [])
-    plan = make_plan(backend, progress)
+    current, _ = choose_superblocks(backend)
+    check_features(backend, current)
     actions = Findings()
-    plan.describe(actions)
-    actions.repair("space map", "made anew from what is in use")
+    plan = None
+    if needs_healing_only(backend, found):
+        actions.repair("superblock", "damaged copies are written anew from the sound ones")
+    else:
+        plan = make_plan(backend, progress)
+        if any(finding.where in _COPY_NAMES for finding in found.findings):
+            actions.repair("superblock", "all copies are written anew")
+        plan.describe(actions)
+        actions.repair("space map", "made anew from what is in use")
     proposed = Repair(found, actions.all())
     if agree is None or not agree(proposed):
         return proposed
+    if plan is None:
+        heal_superblocks(backend)
+        return Repair(found, proposed.actions, applied=True)
     rebuild(backend, plan)
     after = check_backend(backend, progress)
     if after.exit_code != _SOUND:
@@ -99,17 +114,31 @@ def repair_backend(
     return Repair(found, proposed.actions, applied=True)
 
 
-def undo_repair_of(path: str, wait_seconds: float) -> int:
+def needs_healing_only(backend: Backend, found: Report) -> bool:
+    """Whether nothing is wrong but superblock copies that have a sound one beside them."""
+    faults = sum(finding.severity.is_fault for finding in found.findings)
+    in_copies = sum(finding.where in _COPY_NAMES for finding in found.findings)
+    return faults == in_copies <= len(healable(backend))
+
+
+def undo_repair_of(path: str, wait_seconds: float, *, agree: Callable[[int], bool] | None) -> int:
     """Bring a container file back to the state before a repair.
 
+    Args:
+        path: of the file.
+        wait_seconds: how long to wait for others to let go of it.
+        agree: told the number of the transaction whose state it would have; nothing is written if it says no. None for
+            a dry run, which only reads.
+
     Returns:
-        The number of the transaction whose state it has again.
+        That number.
 
     Raises:
         SnapctlError: the last commit was no repair, or the file cannot be opened or written.
     """
-    backend = open_locked(path, writable=True, wait_seconds=wait_seconds)
+    backend = open_locked(path, writable=agree is not None, wait_seconds=wait_seconds)
     try:
-        return undo_repair(backend)
+        transaction = state_before_repair(backend, *choose_superblocks(backend)).transaction
+        return undo_repair(backend) if agree is not None and agree(transaction) else transaction
     finally:
         backend.close()

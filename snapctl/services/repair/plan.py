@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 from snapctl.format.geometry import VOLUME_DEPTH, Geometry
 from snapctl.format.pointer import NOWHERE, PASS_WORD
-from snapctl.format.record import Kind
+from snapctl.format.record import Kind, RawRecord
+from snapctl.format.superblock import Superblock
 from snapctl.services.check.container import begin_walk
 from snapctl.services.check.faults import Fault, Faults
 from snapctl.services.check.findings import Findings
 from snapctl.services.check.lineage import full_name
 from snapctl.services.check.nodes import check_tables, judge_records, read_records
 from snapctl.services.check.ownership import Ownership
+from snapctl.services.check.walk import Walk
 from snapctl.services.repair.lineage import Placed, reattach
 from snapctl.services.repair.records import LARGEST_ID, mend
 from snapctl.storage.backend import Backend
@@ -76,6 +78,8 @@ class Plan:
         owned: the pages that they keep.
         next_node_id: for the superblock.
         lost_nodes: how many there were whose records cannot be read.
+        base: the superblock of the state that is repaired.
+        gives_up: the transaction that is given up for it; None if it is the state of the last commit.
     """
 
     geometry: Geometry
@@ -83,6 +87,8 @@ class Plan:
     owned: Ownership
     next_node_id: int
     lost_nodes: int
+    base: Superblock
+    gives_up: int | None
 
     def in_use(self) -> Iterator[tuple[int, int]]:
         """The bitmaps of the space map to be, as (index, bits)."""
@@ -93,6 +99,12 @@ class Plan:
     def describe(self, findings: Findings) -> None:
         """Note what is done to the nodes, under the full names that they have afterwards."""
         records = {node.placed.record.id: node.placed.record for node in self.nodes}
+        if self.gives_up is not None:
+            findings.repair(
+                "snapshot list",
+                f"taken as of transaction {self.base.transaction}, as the last one's is damaged; "
+                f"what transaction {self.gives_up} changed is given up",
+            )
         if self.lost_nodes:
             findings.repair("snapshot list", f"made anew; nodes whose records are lost: {self.lost_nodes}")
         for node in self.nodes:
@@ -121,20 +133,21 @@ class Plan:
 
 
 def make_plan(backend: Backend, progress: Progress | None = None) -> Plan:
-    """Look at everything that the last commit holds.
+    """Look at everything that the last commit holds, or the one before if that has kept more nodes.
 
     Args:
         backend: the file, which the caller has locked.
         progress: told the bytes verified and how many there are.
 
     Raises:
+        IoFailure: the disk refuses to read something, which may pass; nothing is given up for that.
         SnapctlError: as `choose_superblocks`.
     """
     current, _ = choose_superblocks(backend)
     known = Findings()  # the check has told all this
-    raws = read_records(current, begin_walk(backend, current, known, None), known)
-    records = mend(*judge_records(raws, current, known), current.geometry)
-    walk = begin_walk(backend, current, known, progress)
+    base, raws = _choose_list(backend, known)
+    records = mend(*judge_records(raws, base, known), base.geometry, current.next_node_id)
+    walk = _strict_walk(backend, base, known, progress)
     found: dict[int, tuple[Faults, int]] = {}
     for record in sorted(records.values(), key=lambda record: record.id):
         if record.first_table != NOWHERE:
@@ -143,4 +156,27 @@ def make_plan(backend: Backend, progress: Progress | None = None) -> Plan:
     next_id = max(min(current.next_node_id, LARGEST_ID), max(records, default=0) + 1)
     placed, next_id = reattach(records.values(), next_id)
     nodes = [Salvage(node, *found.get(node.record.id, (Faults(), 0))) for node in placed]
-    return Plan(current.geometry, nodes, walk.owned, next_id, max(0, current.node_count - len(raws)))
+    lost_nodes = max(0, base.node_count - len(raws))
+    gives_up = None if base == current else current.transaction
+    return Plan(current.geometry, nodes, walk.owned, next_id, lost_nodes, base, gives_up)
+
+
+def _choose_list(backend: Backend, known: Findings) -> tuple[Superblock, list[RawRecord]]:
+    """The state whose snapshot list has lost the fewest nodes, the newer one if they are alike, and its records.
+
+    The list is what everything hangs from, and the commit before is whole (invariant 2). To mix the two would show
+    snapshots with what their volumes held at another time.
+    """
+    current, previous = choose_superblocks(backend)
+    raws, is_whole = read_records(current, _strict_walk(backend, current, known), known)
+    if is_whole or previous is None or (previous.uuid, previous.geometry) != (current.uuid, current.geometry):
+        return current, raws
+    earlier, was_whole = read_records(previous, _strict_walk(backend, previous, known), known)
+    is_better = was_whole or previous.node_count - len(earlier) < current.node_count - len(raws)
+    return (previous, earlier) if is_better else (current, raws)
+
+
+def _strict_walk(backend: Backend, base: Superblock, known: Findings, progress: Progress | None = None) -> Walk:
+    walk = begin_walk(backend, base, known, progress)
+    walk.needs_every_sector = True
+    return walk

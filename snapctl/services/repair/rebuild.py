@@ -41,7 +41,7 @@ def rebuild(backend: Backend, plan: Plan) -> None:
         NoSpace: no room for what has to be written; the container is as before.
         IoFailure: the system refuses; the container is as before, or if that happened in the commit, repaired.
     """
-    container = Container(Store.rebuild(backend, plan.in_use(), plan.next_node_id))
+    container = Container(Store.rebuild(backend, plan.base, plan.in_use(), plan.next_node_id))
     try:
         copier = _Copier(container, container.space.used)
         with container.changing():

@@ -13,13 +13,16 @@ LARGEST_ID = 1 << 62
 """Ids from here on, which no container ever came to, are given anew."""
 
 
-def mend(sound: dict[int, NodeRecord], unsound: list[RawRecord], geometry: Geometry) -> dict[int, NodeRecord]:
+def mend(
+    sound: dict[int, NodeRecord], unsound: list[RawRecord], geometry: Geometry, next_id: int
+) -> dict[int, NodeRecord]:
     """Bring together the records that are sane by themselves and what can be made of the others.
 
     Args:
         sound: by id.
         unsound: bad fields, or an id that another record bears.
         geometry: of the container.
+        next_id: the first id that no node ever had, as far as the superblock is right.
 
     Returns:
         All by id, ids below 2^62.
@@ -32,7 +35,7 @@ def mend(sound: dict[int, NodeRecord], unsound: list[RawRecord], geometry: Geome
             homeless.append(record)
         else:
             records[record.id] = record
-    next_id = max(records, default=0) + 1
+    next_id = max(min(next_id, LARGEST_ID), max(records, default=0) + 1)
     for record in homeless:
         records[next_id] = replace(record, id=next_id)
         next_id += 1

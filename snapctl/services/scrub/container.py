@@ -29,7 +29,7 @@ def scrub_container(path: str, wait_seconds: float, progress: Progress = _ignore
 
     Args:
         path: of the file.
-        wait_seconds: how long to wait for writers, at first and after each turn that they are given.
+        wait_seconds: how long to wait for writers at first; after a turn that it gives them, as long as they take.
         progress: called after each piece, with the bytes verified so far and those in use.
 
     Raises:
@@ -45,7 +45,7 @@ def scrub_container(path: str, wait_seconds: float, progress: Progress = _ignore
     def opened() -> Container:
         return Container.open(path, wait_seconds=wait_seconds)
 
-    _scrub(opened, lambda: check.check_container(path, wait_seconds), wait_seconds, progress, notes)
+    _scrub(opened, lambda: check.check_container(path, wait_seconds), progress, notes)
     return notes.report()
 
 
@@ -66,21 +66,20 @@ def scrub_backend(backend: Backend, *, heal: bool = False) -> Report:
     def opened() -> AbstractContextManager[Container]:
         return nullcontext(Container.adopt(backend, writable=False))
 
-    _scrub(opened, lambda: check.check_backend(backend), 0.0, _ignore, notes)
+    _scrub(opened, lambda: check.check_backend(backend), _ignore, notes)
     return notes.report()
 
 
 def _scrub(
     opened: Callable[[], AbstractContextManager[Container]],
     checked: Callable[[], check.Report],
-    wait_seconds: float,
     progress: Progress,
     notes: Notes,
 ) -> None:
     """Scrub what can be opened; of what cannot, or not again after a turn of the writers, say what a check can see."""
     try:
         with opened() as container:
-            LiveScrub(container, wait_seconds, progress, notes).run()
+            LiveScrub(container, progress, notes).run()
     except (Corruption, IoFailure) as error:
         report = checked()
         notes.nodes, notes.pages_verified, notes.bytes_verified = report.nodes, report.pages_checked, report.data_bytes

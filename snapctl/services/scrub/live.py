@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import NamedTuple
 
 from snapctl.engine.container import Container
@@ -59,11 +60,10 @@ class _Fault(NamedTuple):
 class LiveScrub:
     """One scrub of an open container."""
 
-    def __init__(self, container: Container, wait_seconds: float, progress: Progress, notes: Notes) -> None:
-        """Begin; `wait_seconds` is how long to wait for writers after their turns."""
+    def __init__(self, container: Container, progress: Progress, notes: Notes) -> None:
+        """Begin; `notes` takes what is found."""
         self._container = container
         self._geometry = container.geometry
-        self._wait_seconds = wait_seconds
         self._progress = progress
         self._notes = notes
         self._buffer = memoryview(bytearray(max(_LONGEST_READ, self._geometry.block_size, self._geometry.table_size)))
@@ -245,7 +245,8 @@ class LiveScrub:
         return time.monotonic() >= self._turn_ends
 
     def _let_writers_in(self) -> None:
-        self._container.let_writers_in(self._wait_seconds)
+        # It has begun, and waits for whoever takes the lock as long as that takes, rather than lose what it has found.
+        self._container.let_writers_in(inf)
         self._turn_ends = time.monotonic() + _TURN_SECONDS
 
     def _report(self, *, is_done: bool = False) -> None:
