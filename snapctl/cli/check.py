@@ -53,6 +53,8 @@ def check(
     location = locate(path)
     if location.node is not None:
         raise UsageError(f"{location}: name the container; check always verifies the whole of it")
+    if repair and as_json and not (yes or dry_run):
+        raise UsageError("--json with --repair cannot ask; give --yes or --dry-run as well")
     if repair and undo_repair:
         raise UsageError("--repair and --undo-repair exclude each other")
     if (dry_run or yes) and not (repair or undo_repair):
@@ -78,10 +80,10 @@ def _repair(container: str, wait: float, *, dry_run: bool, yes: bool, as_json: b
     from snapctl.services.repair import repair_container
 
     def agree(proposed: Repair) -> bool:
+        told.pause()
         if not yes:
-            if not as_json:
-                _print(container, proposed.found)
-                _print_findings(proposed.actions)
+            _print(container, proposed.found)
+            _print_findings(proposed.actions)
             if not output.confirmed(f"repair {container} as told above?"):
                 raise SnapctlError("not confirmed; nothing was changed")
         return True

@@ -54,7 +54,7 @@ def _write(source: files.Source, container_path: str, name: str, offset: int, wa
             _copy_in(source, node, offset, report)
 
 
-def _copy_in(source: files.Source, node: Node, offset_bytes: int, report: progress.Report) -> None:
+def _copy_in(source: files.Source, node: Node, offset_bytes: int, report: progress.Reporter) -> None:
     buffer = memoryview(bytearray(files.CHUNK_BYTES))
     position = offset_bytes
     while True:
@@ -112,7 +112,7 @@ def read(
                 put(piece)
 
 
-def _chunks(node: Node, offset_bytes: int, end_bytes: int, report: progress.Report) -> Iterator[memoryview]:
+def _chunks(node: Node, offset_bytes: int, end_bytes: int, report: progress.Reporter) -> Iterator[memoryview]:
     buffer = memoryview(bytearray(min(files.CHUNK_BYTES, end_bytes - offset_bytes)))
     for position in range(offset_bytes, end_bytes, files.CHUNK_BYTES):
         piece = buffer[: end_bytes - position]

@@ -135,7 +135,8 @@ Wait = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", "-n", help="Change nothing; say what would be done and the bytes it would free.")
+    bool,
+    typer.Option("--dry-run", "-n", help="Change nothing; say what would be done, and what room that would free."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. The question is asked on a terminal only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import pytest
@@ -147,6 +148,24 @@ class TestLostRecords:
         found = {node.name: node.parent.name if node.parent else None for node in nodes}
         assert shape.items() <= found.items(), found
         assert_usable(backend)
+
+    @pytest.mark.parametrize(("gone", "orphan"), [("dev@1", "lab"), ("log@1", "log")])
+    def test_the_actions_tell_exactly_which_bytes_an_orphan_loses(self, backend: MemoryBackend, gone: str, orphan: str):
+        lose(backend, gone)
+        told: set[int] = set()
+        for action in repair(backend).actions:
+            found = re.fullmatch(r"bytes (\d+) to (\d+) are marked as lost", action.message)
+            if action.where == orphan and found:
+                told.update(range(int(found[1]), int(found[2])))
+        node = Container.adopt(backend)[orphan]
+        lost: set[int] = set()
+        for offset in range(0, node.size_bytes, BLOCK):
+            stop = min(offset + BLOCK, node.size_bytes)
+            try:
+                node.read(offset, stop - offset)
+            except DataLost:
+                lost.update(range(offset, stop))
+        assert told == lost
 
     def test_an_empty_container_is_what_remains_of_a_lost_list(self, backend: MemoryBackend):
         damage.flip(backend, damage.find(backend, damage.SNAPSHOT_LIST, "first table").offset)

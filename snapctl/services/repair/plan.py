@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from snapctl.engine.survey import walk_tree
+from snapctl.errors import Corruption
 from snapctl.format.geometry import VOLUME_DEPTH, Geometry
-from snapctl.format.pointer import NOWHERE, PASS_WORD
+from snapctl.format.pointer import ABSENT, NOWHERE, PASS, PASS_WORD
 from snapctl.format.record import Kind, RawRecord
 from snapctl.format.superblock import Superblock
 from snapctl.services.check.container import begin_walk
-from snapctl.services.check.faults import Fault, Faults
+from snapctl.services.check.faults import Fault, Faults, Ranges
 from snapctl.services.check.findings import Findings
 from snapctl.services.check.lineage import full_name
 from snapctl.services.check.nodes import check_tables, judge_records, read_records
@@ -23,7 +25,9 @@ from snapctl.services.check.walk import Walk
 from snapctl.services.repair.lineage import Placed, reattach
 from snapctl.services.repair.records import LARGEST_ID, mend
 from snapctl.storage.backend import Backend
+from snapctl.storage.pages import PageFile
 from snapctl.storage.superblocks import choose_superblocks
+from snapctl.storage.tabletree import TableTree
 
 Progress = Callable[[int, int | None], None]
 
@@ -36,11 +40,13 @@ class Salvage:
         placed: its record in its new place.
         faults: of its tables.
         sound_blocks: data blocks that are whole and its own.
+        gaps: blocks within its size that it had from nodes that are gone.
     """
 
     placed: Placed
     faults: Faults
     sound_blocks: int
+    gaps: Ranges
 
     @property
     def has_tables(self) -> bool:
@@ -56,7 +62,7 @@ class Salvage:
     def lost(self, geometry: Geometry) -> Iterator[tuple[int, int]]:
         """Ranges of its blocks, within its size, that become unreadable: what they held cannot be had any more.
 
-        Beyond these are, of an orphan, those that it never held itself.
+        Beyond these are its gaps.
         """
         end = geometry.blocks(self.placed.record.size_bytes)
         if not self.has_tables:
@@ -114,16 +120,16 @@ class Plan:
                 findings.repair(name, "made in the place of a node that is lost; all of it is lost")
                 continue
             if placed.is_orphan:
-                findings.repair(name, f"was {placed.was}; what it had from its parent is lost")
+                findings.repair(name, f"was {placed.was}; its parent is lost")
             elif placed.was != name:
                 findings.repair(name, f"was {placed.was}; its parent or origin is lost, or its name was taken")
             elif placed.pass_word != PASS_WORD and placed.record.kind is Kind.RO:
-                findings.repair(name, "what it had from the parent of its volume is lost")
+                findings.repair(name, "the parent of its volume is lost")
             self._describe_faults(name, node, findings)
 
     def _describe_faults(self, name: str, node: Salvage, findings: Findings) -> None:
         size, end = self.geometry.block_size, node.placed.record.size_bytes
-        for start, stop in node.lost(self.geometry):
+        for start, stop in (*node.lost(self.geometry), *node.gaps):
             findings.repair(name, f"bytes {start * size} to {min(stop * size, end)} are marked as lost")
         for level in range(-1, VOLUME_DEPTH):
             for start, stop in node.faults.ranges(Fault.SHARED, level):
@@ -155,10 +161,40 @@ def make_plan(backend: Backend, progress: Progress | None = None) -> Plan:
             found[record.id] = tree.faults, sound_blocks
     next_id = max(min(current.next_node_id, LARGEST_ID), max(records, default=0) + 1)
     placed, next_id = reattach(records.values(), next_id)
-    nodes = [Salvage(node, *found.get(node.record.id, (Faults(), 0))) for node in placed]
+    nodes = [Salvage(node, *found.get(node.record.id, (Faults(), 0)), _gaps(walk.pages, node)) for node in placed]
     lost_nodes = max(0, base.node_count - len(raws))
     gives_up = None if base == current else current.transaction
     return Plan(current.geometry, nodes, walk.owned, next_id, lost_nodes, base, gives_up)
+
+
+def _gaps(pages: PageFile, placed: Placed) -> Ranges:
+    """The blocks of a node that it looked up in nodes which are gone."""
+    gaps = Ranges()
+    gone = {ABSENT} if placed.is_orphan else set()
+    if placed.pass_word != PASS_WORD and placed.record.kind is Kind.RO:
+        gone.add(PASS)
+    if not gone or placed.record.first_table == NOWHERE:
+        return gaps
+    try:
+        tree = TableTree(pages, _ReadOnly(), VOLUME_DEPTH, placed.record.first_table, 0, placed.was)
+    except Corruption:
+        return gaps  # all of it is lost anyway
+    for stretch in walk_tree(tree, 0, pages.geometry.blocks(placed.record.size_bytes)):
+        for start, stop, kind in stretch.runs():
+            if kind in gone:
+                gaps.add(start, stop)
+        tree.root.children.clear()
+    return gaps
+
+
+class _ReadOnly:
+    """Where a tree that is only looked at would get pages from."""
+
+    def allocate(self, units: int, count: int) -> list[int]:
+        raise NotImplementedError
+
+    def free(self, page_no: int, units: int) -> None:
+        raise NotImplementedError
 
 
 def _choose_list(backend: Backend, known: Findings) -> tuple[Superblock, list[RawRecord]]:
