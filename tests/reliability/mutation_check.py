@@ -63,6 +63,7 @@ class Mutation:
 CLAIM_4 = "tests/claims/test_claim_4.py::test_"
 COMMIT = "tests/storage/test_commit.py::test_"
 CONTAINER = "tests/engine/test_container.py::test_"
+REPAIR = "tests/services/test_repair"
 PAGES = "tests/storage/test_pages.py::test_"
 SPACE_MAP = "tests/storage/test_spacemap.py::test_"
 TABLE_TREE = "tests/storage/test_tabletree.py::test_"
@@ -266,6 +267,22 @@ MUTATIONS = (
         "",
         "What a repair gave up is gone for good: it cannot be undone, nor tried again with a better disk.",
         (SPACE_MAP + "a_map_made_anew_gives_room_beyond_the_end_only",),
+    ),
+    Mutation(
+        "undo-offered-after-a-write",
+        "snapctl/storage/store.py",
+        "    if current.repaired_from:\n        return Adopted(",
+        "    if False:\n        return Adopted(",
+        "A repair is undone to a state whose pages a transaction, given up since, has overwritten.",
+        (REPAIR + "_safety.py::test_an_undo_is_refused_as_soon_as_anything_was_written_even_if_that_was_given_up",),
+    ),
+    Mutation(
+        "repair-drops-what-the-commit-before-has",
+        "snapctl/services/repair/plan.py",
+        "    return (previous, earlier) if is_better else (current, raws)\n",
+        "    return (current, raws)\n",
+        "One damaged page of the snapshot list costs the volumes in it, although the commit before has them whole.",
+        (REPAIR + ".py::test_of_two_lists_the_one_that_is_whole_is_gone_back_to",),
     ),
 )
 

@@ -217,19 +217,6 @@ class TestUndo:
             undo_repair(backend)
         assert backend.data == image
 
-    def test_it_is_refused_as_soon_as_anything_was_written_even_if_that_was_given_up(self):
-        """The old space map may be damaged, so nothing tells what the state before stands for."""
-        backend = MemoryBackend(damaged(damaged_table))
-        repair(backend)
-        repaired = views_in(backend.data, DataLost)
-        container = Container.adopt(backend)
-        container.create_volume("big", 100 * BLOCK).write(0, b"overwrite" * 5000)
-        container.close()
-        with pytest.raises(SnapctlError, match="not a repair"):
-            undo_repair(backend)
-        assert check_backend(backend).exit_code == 0
-        assert views_in(backend.data, DataLost) == repaired
-
 
 class TestDryRuns:
     @pytest.mark.parametrize("harm", HARMS)
@@ -305,3 +292,17 @@ def test_a_damaged_block_can_be_overwritten_under_either_policy():
             snapshot.read(0, 4 * BLOCK)
         report = check_backend(backend)
         assert [finding.where for finding in report.findings] == ["db@1"]
+
+
+def test_an_undo_is_refused_as_soon_as_anything_was_written_even_if_that_was_given_up():
+    """The old space map may be damaged, so nothing tells what the state before stands for."""
+    backend = MemoryBackend(damaged(damaged_table))
+    repair(backend)
+    repaired = views_in(backend.data, DataLost)
+    container = Container.adopt(backend)
+    container.create_volume("big", 100 * BLOCK).write(0, b"overwrite" * 5000)
+    container.close()
+    with pytest.raises(SnapctlError, match="not a repair"):
+        undo_repair(backend)
+    assert check_backend(backend).exit_code == 0
+    assert views_in(backend.data, DataLost) == repaired
