@@ -418,11 +418,16 @@ def try_command(path: Path, name: str, *, every: int = 1) -> Counter[str]:
     trial = CommandTrial(path, name)
 
     def run(fault: Fault) -> None:
-        has_reserve = name in {"delete", "trim"} and fault.effect.endswith("ENOSPC")
-        is_invisible = not EFFECTS[fault.effect].error or fault.call in {"preadv", "fallocate"} or has_reserve
+        is_read_or_hole = fault.call in {"preadv", "fallocate"}
+        is_invisible = not EFFECTS[fault.effect].error or is_read_or_hole or borrows(name, fault)
         trial.run(trial.faulty(fault), may_pass=is_invisible)
 
     return try_each(faults(trial.calls, stride=4)[::every], name, run)
+
+
+def borrows(command: str, fault: Fault) -> bool:
+    """Whether a command gives room back, so that it has the reserve when there is no other room."""
+    return command in {"delete", "trim"} and fault.effect.endswith("ENOSPC")
 
 
 def try_command_under_strace(path: Path, name: str) -> Counter[str]:
@@ -439,7 +444,8 @@ def try_command_under_strace(path: Path, name: str) -> Counter[str]:
         kernel_name = {"preadv": "preadv2", "pwritev": "pwritev2"}.get(fault.call, fault.call)
         inject = f"inject={kernel_name}:error={fault.effect}:when={fault.number}"
         strace = ["strace", "-f", "-qq", "-o", os.devnull, "-P", str(path), "-e", inject]
-        trial.run([*strace, *command_line(*trial.words)], may_pass=fault.effect == "EINTR" or fault.call == "preadv")
+        is_invisible = fault.effect == "EINTR" or fault.call == "preadv" or borrows(name, fault)
+        trial.run([*strace, *command_line(*trial.words)], may_pass=is_invisible)
 
     return try_each(some, f"{name} under strace", run)
 
