@@ -1,7 +1,7 @@
 """Everything that people do to a container, done to a hostile image; and what must hold whatever stands in it.
 
-`drive` opens the image for reading and looks at it in all ways, then opens it for writing and takes the steps of the
-input. A `SnapctlError` is a right answer to anything. What is not:
+`drive` opens the image for reading and looks at it in all ways, scrubs it, repairs it and undoes that, then opens it
+for writing and takes the steps of the input. A `SnapctlError` is a right answer to anything. What is not:
 
 - any other exception, more work or memory than the image warrants, a message or a name that does not print;
 - bytes that the oracle finds nowhere behind a right checksum;
@@ -34,7 +34,11 @@ from snapctl.errors import Corruption, DataLost, IoFailure, NoSpace, Poisoned, S
 from snapctl.format.geometry import SUPERBLOCK_AREA
 from snapctl.format.superblock import COPIES, SLOTS, copy_offset, parse
 from snapctl.services.check import check_backend
+from snapctl.services.repair import repair_backend
+from snapctl.services.scrub import scrub_backend
 from snapctl.storage.backend import Buffer
+from snapctl.storage.store import undo_repair
+from snapctl.storage.superblocks import choose_superblocks
 from tests.reliability.forgery import Step
 from tests.reliability.oracle import Oracle, Piece
 from tests.support.backends import MemoryBackend
@@ -170,7 +174,7 @@ def drive(image: bytes, steps: Sequence[Step]) -> Notes:
     """Do everything to an image; raises `Broken`, or what nobody caught, if anything goes wrong."""
     run = Run(image)
     with _bounded():
-        for do in (check_it, look_at_it, *REPAIRS):
+        for do in (check_it, look_at_it, scrub_it, repair_it):
             do(run)
         change_it(run, steps)
     return run.notes
@@ -231,16 +235,59 @@ def change_it(run: Run, steps: Sequence[Step]) -> None:
     _compare(before, Oracle(backend.data), touched)
 
 
-REPAIRS: list[Callable[[Run], None]] = []
-"""Where the drivers of `scrub` and `check --repair` belong.
+def scrub_it(run: Run) -> None:
+    """Scrub; what a check finds clean has nothing that a scrub minds."""
+    found = run.attempt(scrub_backend, GuardedBackend(run.image))
+    if found is None:
+        return
+    for damage in found.damages:
+        require_printable(damage.owner + damage.what + damage.cause + "".join(hit.node for hit in damage.affected))
+        run.notes.add(f"scrub {shape(damage.cause)}")
+    if run.is_clean and found.exit_code:
+        raise Broken("check finds the container clean, scrub does not")
 
-A driver takes the `Run`, works on a `GuardedBackend(run.image)` and holds that:
-- scrub names damage in exactly the ranges in which `run.oracle.read` finds BAD, and none in an image that is clean;
-- after a repair `run.check(backend.data)` is 0, and every piece that `run.oracle.digest(node_id)` has with bytes or
-  ZEROS reads the same in an `Oracle` of the repaired bytes, of whatever name and kind the node is now;
-- a repair that is refused with a SnapctlError has changed no byte but of superblock copies;
-- with `dry_run` not a byte changes.
-"""
+
+def repair_it(run: Run) -> None:
+    """Repair, and undo that: sound in between, nothing but superblocks changed below the end."""
+    planned = run.attempt(lambda: repair_backend(_Plain(run.image), agree=None))
+    if planned is None:
+        return
+    backend = _Plain(run.image)
+    outcome = run.attempt(lambda: repair_backend(backend, agree=lambda _: True))
+    if outcome is None:
+        return
+    for action in outcome.actions:
+        require_printable(action.where + action.message)
+    if outcome.actions != planned.actions:
+        raise Broken("a dry run tells other actions than the repair")
+    if not outcome.applied:
+        return
+    if run.check(backend.data) != 0:
+        raise Broken("not sound after a repair")
+    kept = min(choose_superblocks(_Plain(run.image))[0].pages_total * _unit(run.image), len(run.image))
+    if backend.data[SUPERBLOCK_AREA:kept] != run.image[SUPERBLOCK_AREA:kept]:
+        raise Broken("a repair has written below the end")
+    if choose_superblocks(backend)[0].repaired_from:
+        run.attempt(undo_repair, backend)
+        run.check(backend.data)
+
+
+class _Plain(MemoryBackend):
+    """A file whose map, being forged, says nothing of where a repair may write; its disk is small."""
+
+    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        if offset + sum(map(len, buffers)) > _DISK_BYTES:
+            raise NoSpace("the disk is full")
+        super().write(offset, buffers)
+
+    def extend(self, size: int) -> None:
+        if size > _DISK_BYTES:
+            raise NoSpace("the disk is full")
+        super().extend(size)
+
+
+def _unit(image: bytes) -> int:
+    return choose_superblocks(_Plain(image))[0].geometry.unit
 
 
 def read_node(run: Run, node: Node) -> None:

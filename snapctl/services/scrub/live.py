@@ -154,7 +154,7 @@ class LiveScrub:
             if kind == PAGE and stretch.leaf is not None:
                 self._read_data(node, stretch.leaf.words, start, stop)
             elif kind == LOST:
-                cause = "was lost before; writing it anew heals it"
+                cause = "is marked as lost"
                 self._note(node, _Fault(Severity.LOST, "data", cause, None, start, stop))
             elif kind not in KINDS:
                 self._note(node, _Fault(Severity.CORRUPTION, "data", "pointer of unknown kind", None, start, stop))
