@@ -29,8 +29,8 @@ def superblock_before_its_pages() -> AbstractContextManager[None]:
     unsynced: set[int] = set()
     sync, write_superblock = PageFile.sync, PageFile.write_superblock
 
-    def noting(pages: PageFile, slot: int, page: bytes) -> None:
-        write_superblock(pages, slot, page)
+    def noting(pages: PageFile, slot: int, page: bytes, *, one_by_one: bool = False) -> None:
+        write_superblock(pages, slot, page, one_by_one=one_by_one)
         unsynced.add(id(pages))
 
     def late(pages: PageFile) -> None:
