@@ -279,7 +279,8 @@ def undo_repair(backend: Backend) -> int:
     pages_total = max(current.pages_total, before.pages_total)
     state = replace(before, transaction=current.transaction + 1, pages_total=pages_total, repaired_from=0)
     check_bounds(state)
-    pages = PageFile(backend, state.geometry, current.pages_total, _adopted(backend, current))
+    adopted = Adopted(current.slot, sound_page(backend, current))  # so that a power cut leaves what can be undone
+    pages = PageFile(backend, state.geometry, current.pages_total, adopted)
     pages.write_superblock(state.slot, build(state), one_by_one=True)
     return before.transaction
 

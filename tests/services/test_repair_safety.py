@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -306,3 +307,25 @@ def test_an_undo_is_refused_as_soon_as_anything_was_written_even_if_that_was_giv
         undo_repair(backend)
     assert check_backend(backend).exit_code == 0
     assert views_in(backend.data, DataLost) == repaired
+
+
+def _share(part: int) -> Callable[[int], int]:
+    return lambda length: length // part if part else 0
+
+
+def test_a_power_cut_anywhere_in_an_undo_leaves_it_done_or_to_be_done():
+    before = damaged(damaged_table)
+    repaired = MemoryBackend(before)
+    transaction = choose_superblocks(repaired)[0].transaction
+    repair(repaired)
+    whole = StoppingBackend(repaired.data)
+    undo_repair(whole)
+    for stop_at, part in itertools.product(range(whole.done), (0, 8, 1)):
+        backend = StoppingBackend(repaired.data, stop_at=stop_at, keep=_share(part))
+        with pytest.raises(Stopped):
+            undo_repair(backend)
+        for image in (backend.data, backend.durable):
+            again = MemoryBackend(image)
+            if choose_superblocks(again)[0].repaired_from:
+                assert undo_repair(again) == transaction
+            assert views_in(again.data) == views_in(before)
