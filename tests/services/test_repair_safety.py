@@ -328,4 +328,5 @@ def test_a_power_cut_anywhere_in_an_undo_leaves_it_done_or_to_be_done():
             again = MemoryBackend(image)
             if choose_superblocks(again)[0].repaired_from:
                 assert undo_repair(again) == transaction
+            assert check_backend(again).exit_code == 4, "not as before the repair"
             assert views_in(again.data) == views_in(before)
