@@ -264,7 +264,8 @@ def repair_it(run: Run) -> None:
         return
     if run.check(backend.data) != 0:
         raise Broken("not sound after a repair")
-    kept = min(choose_superblocks(_Plain(run.image))[0].pages_total * _unit(run.image), len(run.image))
+    unit = _unit(run.image)
+    kept = min(choose_superblocks(_Plain(run.image))[0].pages_total, len(run.image) // unit) * unit
     if backend.data[SUPERBLOCK_AREA:kept] != run.image[SUPERBLOCK_AREA:kept]:
         raise Broken("a repair has written below the end")
     if choose_superblocks(backend)[0].repaired_from:

@@ -26,6 +26,7 @@ from snapctl.errors import Corruption, IoFailure
 from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import SUPERBLOCK_AREA
 from snapctl.format.pointer import CHECKSUM_MASK, KINDS, LOST, PAGE, Pointer
+from snapctl.services.check.ownership import Ownership
 from snapctl.services.scrub.report import Notes, Severity
 
 Progress = Callable[[int, int | None], None]
@@ -69,6 +70,7 @@ class LiveScrub:
         self._buffer = memoryview(bytearray(max(_LONGEST_READ, self._geometry.block_size, self._geometry.table_size)))
         self._turn_ends = time.monotonic() + _TURN_SECONDS
         self._fault: _Fault | None = None
+        self._leaves = Ownership()
 
     def run(self) -> None:
         """Read all of it.
@@ -150,6 +152,14 @@ class LiveScrub:
             cause = self._cause(stretch.pointer, table_size) or str(stretch.error)
             what, page_no = _TABLES[stretch.level], stretch.pointer.page_no
             self._note(node, _Fault(Severity.CORRUPTION, what, cause, page_no, stretch.start, stretch.stop))
+        if stretch.leaf is not None and not self._leaves.take(stretch.pointer.page_no, self._geometry.table_units):
+            # Few pages may name each other in so many ways that nobody could read it all.
+            cause = "has another owner, too"
+            fault = _Fault(
+                Severity.CORRUPTION, _TABLES[-1], cause, stretch.pointer.page_no, stretch.start, stretch.stop
+            )
+            self._note(node, fault)
+            return
         for start, stop, kind in stretch.runs():
             if kind == PAGE and stretch.leaf is not None:
                 self._read_data(node, stretch.leaf.words, start, stop)
@@ -246,7 +256,10 @@ class LiveScrub:
 
     def _let_writers_in(self) -> None:
         # It has begun, and waits for whoever takes the lock as long as that takes, rather than lose what it has found.
+        before = self._container.superblock
         self._container.let_writers_in(inf)
+        if self._container.superblock != before:
+            self._leaves = Ownership()  # what was a table may be another by now
         self._turn_ends = time.monotonic() + _TURN_SECONDS
 
     def _report(self, *, is_done: bool = False) -> None:
