@@ -72,8 +72,8 @@ def _summary(container: str, report: Report, seconds: float) -> Iterator[str]:
     verdict = "no errors"
     if count:
         nodes = len({hit.node for damage in report.damages for hit in damage.affected})
-        verdict = f"{count} finding{'s' * (count > 1)}"
-        verdict += f", {nodes} node{'s' * (nodes > 1)} affected" if nodes else ""
+        verdict = output.count(count, "finding")
+        verdict += f", {output.count(nodes, 'node')} affected" if nodes else ""
     rate = format_size(int(report.bytes_verified / max(seconds, 1e-3)))
     took = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
     yield f"{container}: {verdict}; verified {format_size(report.bytes_verified)} in {took} s ({rate}/s)"

@@ -36,7 +36,8 @@ class Superblock:
         pages_used: units in use, the superblock area among them.
         pages_total: units the file must hold; every page in use lies below.
         pages_limit: capacity in units, 0 for none.
-        repaired_from: the transaction whose damaged state this one replaced, 0 if it is no repair.
+        repaired_from: the transaction whose damaged state this one replaced; 0 if it is no repair, or
+            not one that can be undone any more.
     """
 
     geometry: Geometry

@@ -69,7 +69,21 @@ class Endless(BaseException):
     """More work than any image of this size warrants. Not an `Exception`, so that nobody catches it on the way."""
 
 
-class GuardedBackend(MemoryBackend):
+class SmallDisk(MemoryBackend):
+    """A file in memory on a disk that is soon full."""
+
+    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        if offset + sum(map(len, buffers)) > _DISK_BYTES:
+            raise NoSpace("the disk is full")
+        super().write(offset, buffers)
+
+    def extend(self, size: int) -> None:
+        if size > _DISK_BYTES:
+            raise NoSpace("the disk is full")
+        super().extend(size)
+
+
+class GuardedBackend(SmallDisk):
     """A file in memory that watches how much is read and where is written."""
 
     def __init__(self, data: bytes | bytearray) -> None:
@@ -97,15 +111,8 @@ class GuardedBackend(MemoryBackend):
                 raise Broken(f"a superblock at {offset}, where none belongs")
             self._oracle = None
         else:
-            if offset + len(data) > _DISK_BYTES:
-                raise NoSpace("the disk is full")
             self._check_free("write", offset, len(data))
         super().write(offset, [data])
-
-    def extend(self, size: int) -> None:
-        if size > _DISK_BYTES:
-            raise NoSpace("the disk is full")
-        super().extend(size)
 
     def punch(self, offset: int, length: int) -> None:
         self._check_free("punch", offset, length)
@@ -249,10 +256,10 @@ def scrub_it(run: Run) -> None:
 
 def repair_it(run: Run) -> None:
     """Repair, and undo that: sound in between, nothing but superblocks changed below the end."""
-    planned = run.attempt(lambda: repair_backend(_Plain(run.image), agree=None))
+    planned = run.attempt(lambda: repair_backend(SmallDisk(run.image), agree=None))
     if planned is None:
         return
-    backend = _Plain(run.image)
+    backend = SmallDisk(run.image)
     outcome = run.attempt(lambda: repair_backend(backend, agree=lambda _: True))
     if outcome is None:
         return
@@ -264,31 +271,14 @@ def repair_it(run: Run) -> None:
         return
     if run.check(backend.data) != 0:
         raise Broken("not sound after a repair")
-    unit = _unit(run.image)
-    kept = min(choose_superblocks(_Plain(run.image))[0].pages_total, len(run.image) // unit) * unit
+    before, _ = choose_superblocks(SmallDisk(run.image))
+    unit = before.geometry.unit
+    kept = min(before.pages_total, len(run.image) // unit) * unit
     if backend.data[SUPERBLOCK_AREA:kept] != run.image[SUPERBLOCK_AREA:kept]:
         raise Broken("a repair has written below the end")
     if choose_superblocks(backend)[0].repaired_from:
         run.attempt(undo_repair, backend)
         run.check(backend.data)
-
-
-class _Plain(MemoryBackend):
-    """A file whose map, being forged, says nothing of where a repair may write; its disk is small."""
-
-    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
-        if offset + sum(map(len, buffers)) > _DISK_BYTES:
-            raise NoSpace("the disk is full")
-        super().write(offset, buffers)
-
-    def extend(self, size: int) -> None:
-        if size > _DISK_BYTES:
-            raise NoSpace("the disk is full")
-        super().extend(size)
-
-
-def _unit(image: bytes) -> int:
-    return choose_superblocks(_Plain(image))[0].geometry.unit
 
 
 def read_node(run: Run, node: Node) -> None:

@@ -88,7 +88,7 @@ def repair_backend(
     check_features(backend, current)
     actions = Findings()
     plan = None
-    if needs_healing_only(backend, found):
+    if _needs_healing_only(backend, found):
         actions.repair("superblock", "damaged copies are written anew from the sound ones")
     else:
         plan = make_plan(backend, progress)
@@ -114,7 +114,7 @@ def repair_backend(
     return Repair(found, proposed.actions, applied=True)
 
 
-def needs_healing_only(backend: Backend, found: Report) -> bool:
+def _needs_healing_only(backend: Backend, found: Report) -> bool:
     """Whether nothing is wrong but superblock copies that have a sound one beside them."""
     faults = sum(finding.severity.is_fault for finding in found.findings)
     in_copies = sum(finding.where in _COPY_NAMES for finding in found.findings)

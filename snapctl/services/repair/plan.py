@@ -26,6 +26,7 @@ from snapctl.services.repair.lineage import Placed, reattach
 from snapctl.services.repair.records import LARGEST_ID, mend
 from snapctl.storage.backend import Backend
 from snapctl.storage.pages import PageFile
+from snapctl.storage.spacemap import SpaceMap
 from snapctl.storage.superblocks import choose_superblocks
 from snapctl.storage.tabletree import TableTree
 
@@ -161,13 +162,13 @@ def make_plan(backend: Backend, progress: Progress | None = None) -> Plan:
             found[record.id] = tree.faults, sound_blocks
     next_id = max(min(current.next_node_id, LARGEST_ID), max(records, default=0) + 1)
     placed, next_id = reattach(records.values(), next_id)
-    nodes = [Salvage(node, *found.get(node.record.id, (Faults(), 0)), _gaps(walk.pages, node)) for node in placed]
+    nodes = [Salvage(node, *found.get(node.record.id, (Faults(), 0)), _gaps(walk.pages, base, node)) for node in placed]
     lost_nodes = max(0, base.node_count - len(raws))
     gives_up = None if base == current else current.transaction
     return Plan(current.geometry, nodes, walk.owned, next_id, lost_nodes, base, gives_up)
 
 
-def _gaps(pages: PageFile, placed: Placed) -> Ranges:
+def _gaps(pages: PageFile, base: Superblock, placed: Placed) -> Ranges:
     """The blocks of a node that it looked up in nodes which are gone."""
     gaps = Ranges()
     gone = {ABSENT} if placed.is_orphan else set()
@@ -176,7 +177,7 @@ def _gaps(pages: PageFile, placed: Placed) -> Ranges:
     if not gone or placed.record.first_table == NOWHERE:
         return gaps
     try:
-        tree = TableTree(pages, _ReadOnly(), VOLUME_DEPTH, placed.record.first_table, 0, placed.was)
+        tree = TableTree(pages, SpaceMap(pages, base, None), VOLUME_DEPTH, placed.record.first_table, 0, placed.was)
     except Corruption:
         return gaps  # all of it is lost anyway
     for stretch in walk_tree(tree, 0, pages.geometry.blocks(placed.record.size_bytes)):
@@ -185,16 +186,6 @@ def _gaps(pages: PageFile, placed: Placed) -> Ranges:
                 gaps.add(start, stop)
         tree.root.children.clear()
     return gaps
-
-
-class _ReadOnly:
-    """Where a tree that is only looked at would get pages from."""
-
-    def allocate(self, units: int, count: int) -> list[int]:
-        raise NotImplementedError
-
-    def free(self, page_no: int, units: int) -> None:
-        raise NotImplementedError
 
 
 def _choose_list(backend: Backend, known: Findings) -> tuple[Superblock, list[RawRecord]]:

@@ -12,8 +12,8 @@ from snapctl.services.check.findings import Findings
 from snapctl.services.check.superblocks import check_superblocks
 from snapctl.services.scrub.live import LiveScrub, Progress
 from snapctl.services.scrub.report import Notes, Report, Severity
-from snapctl.storage import lock
-from snapctl.storage.backend import Backend, FileBackend
+from snapctl.storage.backend import Backend
+from snapctl.storage.store import open_locked
 from snapctl.storage.superblocks import choose_superblocks, heal_superblocks
 
 _Faults = dict[str, str]
@@ -90,9 +90,8 @@ def _scrub(
 
 
 def _superblock_faults_of_file(path: str, wait_seconds: float) -> _Faults:
-    backend = FileBackend.open(path, writable=False)
+    backend = open_locked(path, writable=False, wait_seconds=wait_seconds)
     try:
-        lock.acquire(backend.fd, path, exclusive=False, wait_seconds=wait_seconds)
         return _superblock_faults(backend)
     finally:
         backend.close()
@@ -104,24 +103,20 @@ def _superblock_faults(backend: Backend) -> _Faults:
         current, _ = choose_superblocks(backend)
     except Corruption:
         return {}  # nothing can be opened, which is said by whoever tries
-    try:
-        check_superblocks(backend, current, findings)
-    except IoFailure as error:
-        return {"superblock": f"has a copy that cannot be read: {error}"}
+    check_superblocks(backend, current, findings)
     return {finding.where: finding.message for finding in findings.all()}
 
 
 def _heal_file(path: str, wait_seconds: float, faults: _Faults) -> _Faults:
     """Write damaged superblock copies anew if the file can be written and others let go of it; gives what is left."""
     try:
-        backend = FileBackend.open(path, writable=True)
-    except IoFailure:
+        backend = open_locked(path, writable=True, wait_seconds=wait_seconds)
+    except (IoFailure, Locked):
         return faults
     try:
-        lock.acquire(backend.fd, path, exclusive=True, wait_seconds=wait_seconds)
         heal_superblocks(backend)
         return _superblock_faults(backend)
-    except (Locked, NoSpace, IoFailure, Corruption):
+    except (NoSpace, IoFailure, Corruption):
         return faults
     finally:
         backend.close()

@@ -76,7 +76,6 @@ class LiveScrub:
         """Read all of it.
 
         Raises:
-            Locked: writers did not come to an end.
             Corruption: what was committed meanwhile cannot be opened.
         """
         self._index("space map", "bitmap", lambda: self._container.superblock.space_map)
