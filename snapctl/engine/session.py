@@ -46,8 +46,7 @@ class Session:
         self.most_resident_tables = _RESIDENT_BYTES // store.geometry.table_size
         self.zero_block = bytes(store.geometry.block_size)
         self.zero_checksum = crc32c(self.zero_block)
-        self._is_changed = False
-        self._is_broken = False
+        self._is_changed = self._is_sealed = self._is_broken = False
         self._begin()
 
     def __len__(self) -> int:
@@ -167,9 +166,26 @@ class Session:
             NoSpace: no room; the transaction stays open and the commit can be tried again.
             IoFailure: the system refuses; the container has to be reopened.
         """
+        again = self.seal()
+        while again:
+            self.make_durable()
+            again = self.conclude()
+
+    def seal(self) -> bool:
+        """Write out the open transaction, which from here to the end of `conclude` cannot be changed (invariant 7).
+
+        `commit` is this, then `make_durable` and `conclude` in turns, for whoever cannot wait for the disk.
+
+        Returns:
+            Whether there is anything to make durable.
+
+        Raises:
+            NoSpace: no room; the transaction stays open and can be sealed again.
+            IoFailure: the system refuses; the container has to be reopened.
+        """
         self.check_writable()
         if not self._is_changed:
-            return
+            return False
         with self._retriable():
             self._place()
             for node in self._nodes.values():
@@ -177,13 +193,52 @@ class Session:
                     node.tree.write()
                 if node.id in self._changed:
                     self._list.put(node.record)
-            self._store.commit(self._list.write(), self._list.next_id, len(self._list))
+            self._store.seal(self._list.write(), self._list.next_id, len(self._list))
+        self._is_sealed = True
+        return True
+
+    def make_durable(self) -> None:
+        """Wait for the disk until what is sealed is durable; others may read meanwhile, on another thread.
+
+        Raises:
+            NoSpace: no room; the transaction is open again and can be sealed again.
+            IoFailure: the system refuses; the container has to be reopened.
+        """
+        with self._retriable():
+            try:
+                self._store.make_durable()
+            except NoSpace:
+                self._is_sealed = False
+                raise
+
+    def conclude(self) -> bool:
+        """Take note that what was sealed is durable.
+
+        Returns:
+            Whether a commit of nothing is sealed now, to give room back: `make_durable` and `conclude` once more.
+
+        Raises:
+            IoFailure: the system refuses; the container has to be reopened.
+        """
+        with self._retriable():
+            if self._store.conclude():
+                return True
             self._list.committed()
             for node in self._nodes.values():
                 node.committed(self.transaction)
-            self._changed.clear()
-            self._removed.clear()
-            self._is_changed = False
+        self._changed.clear()
+        self._removed.clear()
+        self._is_changed = self._is_sealed = False
+        return False
+
+    def settle(self) -> None:
+        """Make durable what was found on opening, which a process that died may have left in the system's cache.
+
+        Raises:
+            IoFailure: the system refuses; the container has to be reopened.
+        """
+        self.check_writable()
+        self._store.pages.rewrite_adopted()
 
     def abort(self) -> None:
         """Give up the open transaction: everything is again as of the last commit.
@@ -251,6 +306,8 @@ class Session:
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Around every change: one that fails midway breaks the open transaction."""
+        if self._is_sealed:
+            raise SnapctlError(f"{self.path} cannot be changed while a commit is in flight")
         self._is_changed = True
         try:
             yield
@@ -332,8 +389,7 @@ class Session:
         self._nodes: dict[int, Node] = {}
         self._removed: dict[int, Node] = {}
         self._changed: set[int] = set()
-        self._is_changed = False
-        self._is_broken = False
+        self._is_changed = self._is_sealed = self._is_broken = False
         for node_id, node in (known or {}).items():
             if node_id in self._list:
                 node.take(self._list.get(node_id))

@@ -126,7 +126,7 @@ class PageFile:
             NoSpace: the file system is full; the container stays usable.
             IoFailure: any other refusal, which poisons.
         """
-        self._begin_writing()
+        self.rewrite_adopted()
         if page_no < self.geometry.first_page:
             raise Corruption(f"a write to page {page_no}, in the superblock area, was refused", page_no=page_no)
         try:
@@ -161,7 +161,7 @@ class PageFile:
         Raises:
             IoFailure: any refusal, a lack of space included, since one copy may be written; it poisons.
         """
-        self._begin_writing()
+        self.rewrite_adopted()
         with self.poisoned_by_failure():
             for copy in range(COPIES):
                 self.backend.write(copy_offset(slot, copy), [page])
@@ -200,7 +200,12 @@ class PageFile:
                 raise IoFailure(str(error)) from error
             raise
 
-    def _begin_writing(self) -> None:
+    def rewrite_adopted(self) -> None:
+        """Write the adopted superblock again and sync it, if that was not done yet.
+
+        Raises:
+            IoFailure: the system refuses, which poisons.
+        """
         self.check_usable()
         if self._adopted is not None:
             adopted, self._adopted = self._adopted, None

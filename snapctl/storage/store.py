@@ -1,7 +1,8 @@
 """Commit and recovery: one open container below the level of nodes.
 
 A commit writes new pages, syncs, writes the superblock into the slot that holds the commit before the last, and syncs
-again (invariant 4). Until the second sync begins the last commit is untouched; after it the new one is durable.
+again (invariant 4). Until the second sync begins the last commit is untouched; after it the new one is durable. It
+goes in three steps: `seal` writes, `make_durable` syncs, `conclude` takes note.
 Opening takes the sound superblock with the highest transaction number; a damaged copy costs nothing, a torn slot
 means that the commit in flight never happened.
 """
@@ -52,6 +53,8 @@ class Store:
         self.superblock = superblock
         self.writable = writable
         self._repairs = 0
+        self._sealed: Superblock | None = None
+        self._is_empty_commit = False
 
     @property
     def geometry(self) -> Geometry:
@@ -197,18 +200,20 @@ class Store:
         self.pages.end_page = self.superblock.pages_total
         self.space = SpaceMap(self.pages, self.superblock, previous)
 
-    def commit(self, snapshot_list: Pointer, next_node_id: int, node_count: int) -> None:
-        """Write the placed space map and make everything written so far the container's state.
+    def seal(self, snapshot_list: Pointer, next_node_id: int, node_count: int) -> None:
+        """Write the placed space map: with it all is written that the next superblock refers to.
+
+        From here to `conclude` nothing may be changed, allocated or freed; reading goes on.
 
         Raises:
             NoSpace: the file system is full; the last commit stands and the container stays usable.
-            IoFailure: the system refuses; the last commit stands, or this one, and the container is poisoned.
+            IoFailure: the system refuses; the container is poisoned.
         """
         self.space.place()
         reserve = self.pages.reserve
         if not reserve.may_be_used:
             reserve.keep(self.pages.end_page)
-        self._advance(
+        self._seal(
             replace(
                 self.superblock,
                 space_map=self.space.write(),
@@ -217,28 +222,58 @@ class Store:
                 node_count=node_count,
             )
         )
-        if not self._repairs and self.space.wants_empty_commit():
-            self._advance(self.superblock)
-        reserve.may_be_used = False
-        reserve.restore(self.pages.end_page)
 
-    def _advance(self, draft: Superblock) -> None:
-        done = replace(
+    def make_durable(self) -> None:
+        """Make what is sealed the container's state; the one step that waits for the disk.
+
+        It can be taken on another thread, while others read.
+
+        Raises:
+            NoSpace: the file system is full; the last commit stands and the container stays usable.
+            IoFailure: the system refuses; the last commit stands, or this one, and the container is poisoned.
+        """
+        if self._sealed is None:
+            raise SnapctlError(f"nothing of {self.pages.backend.path} was sealed")
+        self.pages.sync()
+        with self.pages.poisoned_by_failure():
+            # From here on the disk may be a commit ahead of what is in memory.
+            self.pages.write_superblock(self._sealed.slot, build(self._sealed), one_by_one=bool(self._repairs))
+            self.pages.sync()
+
+    def conclude(self) -> bool:
+        """Take note that what was sealed is durable, and give the room back for which no slot stands any more.
+
+        Returns:
+            Whether a commit of nothing is sealed now, which gives more room back; the caller makes it durable, too.
+
+        Raises:
+            IoFailure: the system refuses, which poisons.
+        """
+        done = self._sealed
+        if done is None:
+            raise SnapctlError(f"nothing of {self.pages.backend.path} was sealed")
+        with self.pages.poisoned_by_failure():
+            self.superblock, self._sealed = done, None
+            for page_no, units in self.space.rotate(done):
+                self.pages.punch(page_no, units)
+        if not self._repairs and not self._is_empty_commit and self.space.wants_empty_commit():
+            self._seal(self.superblock)
+            self._is_empty_commit = True
+            return True
+        self._is_empty_commit = False
+        self.pages.reserve.may_be_used = False
+        self.pages.reserve.restore(self.pages.end_page)
+        return False
+
+    def _seal(self, draft: Superblock) -> None:
+        self._sealed = replace(
             draft,
             transaction=self.superblock.transaction + 1,
             pages_used=self.space.used,
             pages_total=self.pages.end_page,
             repaired_from=self._repairs,
         )
-        check_bounds(done)
-        self.pages.sync()
-        with self.pages.poisoned_by_failure():
-            # From here on the disk may be a commit ahead of what is in memory.
-            self.pages.write_superblock(done.slot, build(done), one_by_one=bool(self._repairs))
-            self.pages.sync()
-            self.superblock = done
-            for page_no, units in self.space.rotate(done):
-                self.pages.punch(page_no, units)
+        check_bounds(self._sealed)
 
 
 def open_locked(path: str, *, writable: bool, wait_seconds: float) -> FileBackend:

@@ -80,7 +80,7 @@ def going_on_unsynced() -> AbstractContextManager[None]:
     def only_check(pages: PageFile) -> None:
         pages.check_usable()
 
-    return _replaced(PageFile, "_begin_writing", only_check)
+    return _replaced(PageFile, "rewrite_adopted", only_check)
 
 
 def punching_too_early() -> AbstractContextManager[None]:

@@ -148,7 +148,8 @@ def settled(image: bytes) -> bytes:
     """A file whose last state is committed once more, so that there is no other for a repair to go back to."""
     backend = MemoryBackend(image)
     store = Store.adopt(backend, writable=True)
-    store._advance(store.superblock)
+    store._seal(store.superblock)
+    store.make_durable()
     return bytes(backend.data)
 
 
