@@ -13,6 +13,7 @@ The tree (exit code in brackets)::
     |-- NameTaken [1]
     |-- ReadOnlyNode [1]            a write to an RO snapshot
     |-- HasDependents [1]           delete refused; lists what descends from the node
+    |-- Unrelated [1]               a comparison with what is no older snapshot of the same volume
     |-- IoFailure [1]               a system call on the container failed; poisons it
     |   `-- Poisoned [1]            used after such a failure
     |-- Corruption [4]              bytes that contradict their checksum or each other
@@ -84,6 +85,10 @@ class HasDependents(SnapctlError):
     def __init__(self, message: str, dependents: Sequence[str]) -> None:
         super().__init__(message)
         self.dependents = tuple(dependents)
+
+
+class Unrelated(SnapctlError):
+    """A node is to be compared with one that is no older RO snapshot of the same volume."""
 
 
 class IoFailure(SnapctlError):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from snapctl.engine.node import Node
 
+NOWHERE = -1
+"""The hops of what was not found."""
 _WINDOW_LEAVES = 256
 """Leaves that a walk over extents may hold in memory."""
 
@@ -34,7 +36,7 @@ class Piece(NamedTuple):
         limit_bytes: offset in the node from which on the piece reads as zeros.
         owner: the node that it was found in.
         words: for PAGE, the words of the leaf that points to the data.
-        hops: how many nodes were passed on the way.
+        hops: how many nodes were passed on the way; `NOWHERE` for zeros that no entry of any node stands for.
     """
 
     start: int
@@ -98,7 +100,7 @@ def extents(node: Node, offset: int, length: int) -> Iterator[Extent]:
     size = node.container.block_size
     end = offset + length
     begin, was_zero = offset, True
-    for piece in _resolve_by_windows(node, offset // size, -(-end // size)):
+    for piece in resolve_by_windows(node, offset // size, -(-end // size)):
         is_zero = piece.kind == ZERO
         start = max(offset, piece.start * size)
         if is_zero != was_zero:
@@ -109,7 +111,7 @@ def extents(node: Node, offset: int, length: int) -> Iterator[Extent]:
         yield Extent(begin, end - begin, was_zero)
 
 
-def _resolve_by_windows(node: Node, start: int, stop: int) -> Iterator[Piece]:
+def resolve_by_windows(node: Node, start: int, stop: int) -> Iterator[Piece]:
     """As `resolve`, in parts between which the tables that were read can be forgotten."""
     step = _WINDOW_LEAVES * node.container.geometry.fanout
     for first in range(start, stop, step):
@@ -177,13 +179,16 @@ def _entries(piece: Piece) -> Iterator[Piece]:
         )
         for i, j, kind in runs:
             start, stop = base + i, base + j
-            if kind == ZERO or start >= end_block:
-                yield Piece(start, stop, ZERO, limit, node, None, 0)
+            if start >= end_block:
+                yield Piece(start, stop, ZERO, limit, node, None, NOWHERE)
+            elif kind == ZERO:
+                yield Piece(start, stop, ZERO, limit, node, None, piece.hops)
             elif (kind == PAGE and leaf is not None) or kind == LOST:
                 visible = min(stop, end_block)
-                yield Piece(start, visible, kind, limit, node, leaf.words if kind == PAGE and leaf else None, 0)
+                words = leaf.words if kind == PAGE and leaf else None
+                yield Piece(start, visible, kind, limit, node, words, piece.hops)
                 if visible < stop:
-                    yield Piece(visible, stop, ZERO, limit, node, None, 0)
+                    yield Piece(visible, stop, ZERO, limit, node, None, NOWHERE)
             elif kind == ABSENT:
                 yield _hop(start, stop, piece, node.parent)
             elif kind == PASS:
@@ -196,10 +201,11 @@ def _entries(piece: Piece) -> Iterator[Piece]:
 def _hop(start: int, stop: int, piece: Piece, parent: Node | None) -> Piece:
     """The piece that continues in `parent`, clipped by its size; zeros if there is none or it ends before."""
     if parent is None:
-        return Piece(start, stop, ZERO, piece.limit_bytes, piece.owner, None, 0)
+        return Piece(start, stop, ZERO, piece.limit_bytes, piece.owner, None, NOWHERE)
     limit = min(piece.limit_bytes, parent.size_bytes)
-    kind = ABSENT if start * parent.container.block_size < limit else ZERO
-    return Piece(start, stop, kind, limit, parent, None, piece.hops + 1)
+    if start * parent.container.block_size >= limit:
+        return Piece(start, stop, ZERO, limit, parent, None, NOWHERE)
+    return Piece(start, stop, ABSENT, limit, parent, None, piece.hops + 1)
 
 
 def _error(kind: type[Corruption], node: Node, piece: Piece, what: str, page_no: int | None) -> Corruption:
