@@ -192,12 +192,13 @@ class Node:
         self.check_range(offset, length)
         return reading.extents(self, offset, length)
 
-    def write(self, offset: int, data: Buffer) -> None:
+    def write(self, offset: int, data: Buffer, *, has_room: bool = False) -> None:
         """Write bytes at any offset, preserving what they replace in the newest snapshot (claims 5 and 6).
 
         Args:
             offset: where to begin, in bytes.
             data: what to write, any length.
+            has_room: the caller knows that the capacity has room for it.
 
         Raises:
             ReadOnlyNode: an RO snapshot (claims 3 and 7), or a container opened for reading.
@@ -212,7 +213,8 @@ class Node:
         self.check_writable()
         self.check_range(offset, len(view))
         if view:
-            writing.check_room(self, offset, view)
+            if not has_room:
+                writing.check_room(self, offset, view)
             with self.container.changing():
                 writing.write(self, offset, view)
 

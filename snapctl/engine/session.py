@@ -78,6 +78,11 @@ class Session:
         return self._store.writable
 
     @property
+    def is_broken(self) -> bool:
+        """Whether an operation failed midway, so that the open transaction can only be aborted."""
+        return self._is_broken
+
+    @property
     def pages(self) -> PageFile:
         """Its pages."""
         return self._store.pages
@@ -201,15 +206,10 @@ class Session:
         """Wait for the disk until what is sealed is durable; others may read meanwhile, on another thread.
 
         Raises:
-            NoSpace: no room; the transaction is open again and can be sealed again.
             IoFailure: the system refuses; the container has to be reopened.
         """
         with self._retriable():
-            try:
-                self._store.make_durable()
-            except NoSpace:
-                self._is_sealed = False
-                raise
+            self._store.make_durable()
 
     def conclude(self) -> bool:
         """Take note that what was sealed is durable.
@@ -255,8 +255,10 @@ class Session:
     def close(self) -> None:
         """Close the file and let go of the lock, giving up what was not committed and the room that it took."""
         try:
-            if (self._is_changed or self._is_broken) and self._store.pages.is_usable:
-                self._store.discard()
+            if self._store.pages.is_usable:
+                if self._is_changed or self._is_broken:
+                    self._store.discard()
+                self._store.pages.reserve.take_back(self._store.superblock.pages_total)
         finally:
             self._store.pages.backend.close()
 

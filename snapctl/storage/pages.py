@@ -168,15 +168,23 @@ class PageFile:
                 if one_by_one:
                     self.backend.sync()
 
+    def extend(self) -> None:
+        """Make the file as long as its pages want it.
+
+        Raises:
+            NoSpace: there is no room; the container stays usable.
+            IoFailure: the system refuses.
+        """
+        self.check_usable()
+        self.reserve.lend(lambda: self.backend.extend(self.end_page * self.geometry.unit))
+
     def sync(self) -> None:
         """Make all that was written durable.
 
         Raises:
-            NoSpace: the file cannot be made long enough; the container stays usable.
-            IoFailure: the system refuses, a lack of space found this late included, which poisons.
+            IoFailure: the system refuses, a lack of space found this late included; it poisons.
         """
         self.check_usable()
-        self.reserve.lend(lambda: self.backend.extend(self.end_page * self.geometry.unit))
         with self.poisoned_by_failure():
             self.backend.sync()
 
@@ -210,6 +218,4 @@ class PageFile:
         if self._adopted is not None:
             adopted, self._adopted = self._adopted, None
             self.write_superblock(adopted.slot, adopted.page, one_by_one=adopted.is_changed)
-            with self.poisoned_by_failure():
-                # Not `self.sync`, which makes the file longer: no room for what is to come is no failure yet.
-                self.backend.sync()
+            self.sync()

@@ -15,6 +15,8 @@ from snapctl.storage.backend import Backend
 
 _FEWEST_TABLES, _MOST_TABLES = 16, 256
 _SHARE = 16
+_AHEAD_BYTES = 32 << 20
+"""What is kept beyond a promise, where there is room, so that not every small one costs a system call."""
 
 
 def reserved_units(geometry: Geometry, units: int) -> int:
@@ -40,6 +42,7 @@ class Reserve:
         self.may_be_used = False
         self._backend = backend
         self._geometry = geometry
+        self._has_promised = False
         self._kept_to: int | None = None  # the offset that it reaches to; 0 if there is none, None if nobody knows
 
     def length(self, end_page: int) -> int:
@@ -57,6 +60,39 @@ class Reserve:
         if self._kept_to is None or self._kept_to < start + length:
             self._backend.reserve(start, length)
             self._kept_to = start + length
+
+    def promise(self, end_page: int, length_bytes: int) -> None:
+        """Have the file system keep room for data that is to be written, beside the reserve.
+
+        Wherever in the file that will find its place, it finds room: in a hole this room is given for it (`lend`).
+
+        Raises:
+            NoSpace: there is no room for it.
+            IoFailure: the system refuses.
+        """
+        start = end_page * self._geometry.unit
+        length = self.length(end_page) + length_bytes
+        self._has_promised = True
+        if self._kept_to is not None and self._kept_to >= start + length:
+            return
+        try:
+            self._backend.reserve(start, length + _AHEAD_BYTES)
+            self._kept_to = start + length + _AHEAD_BYTES
+        except NoSpace:
+            self._backend.reserve(start, length)
+            self._kept_to = start + length
+
+    def take_back(self, end_page: int) -> None:
+        """Give the file system back what was promised and is not needed any more.
+
+        Raises:
+            IoFailure: the system refuses.
+        """
+        if self._has_promised:
+            self._has_promised = False
+            self._backend.release()
+            self._kept_to = 0
+            self.restore(end_page)
 
     def restore(self, end_page: int) -> None:
         """Have the file system keep as much of the reserve as it can, which may be nothing."""
@@ -77,7 +113,7 @@ class Reserve:
                 return
 
     def lend(self, attempt: Callable[[], None]) -> None:
-        """Do what takes room in the file system; if it has none, give it the reserve, if that may be used.
+        """Do what takes room in the file system; if it has none, give it what was promised, or may be used.
 
         Raises:
             NoSpace: the file system is full, and there is no reserve for this transaction, or it does not suffice.
@@ -86,7 +122,7 @@ class Reserve:
         try:
             attempt()
         except NoSpace:
-            if not self.may_be_used or self._kept_to == 0:
+            if not (self.may_be_used or self._has_promised) or self._kept_to == 0:
                 raise
             self._backend.release()
             self._kept_to = 0

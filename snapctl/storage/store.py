@@ -201,7 +201,7 @@ class Store:
         self.space = SpaceMap(self.pages, self.superblock, previous)
 
     def seal(self, snapshot_list: Pointer, next_node_id: int, node_count: int) -> None:
-        """Write the placed space map: with it all is written that the next superblock refers to.
+        """Write the placed space map: with it all is written that the next superblock refers to, but for the sync.
 
         From here to `conclude` nothing may be changed, allocated or freed; reading goes on.
 
@@ -213,10 +213,12 @@ class Store:
         reserve = self.pages.reserve
         if not reserve.may_be_used:
             reserve.keep(self.pages.end_page)
+        space_map = self.space.write()
+        self.pages.extend()
         self._seal(
             replace(
                 self.superblock,
-                space_map=self.space.write(),
+                space_map=space_map,
                 snapshot_list=snapshot_list,
                 next_node_id=next_node_id,
                 node_count=node_count,
@@ -229,7 +231,6 @@ class Store:
         It can be taken on another thread, while others read.
 
         Raises:
-            NoSpace: the file system is full; the last commit stands and the container stays usable.
             IoFailure: the system refuses; the last commit stands, or this one, and the container is poisoned.
         """
         if self._sealed is None:

@@ -73,7 +73,6 @@ MUTATIONS = (
         "superblock-before-its-pages",
         "snapctl/storage/store.py",
         "        self.pages.sync()\n        with self.pages.poisoned_by_failure():\n            # From",
-        "        self.pages.backend.extend(self.pages.end_page * self.geometry.unit)\n"
         "        with self.pages.poisoned_by_failure():\n            # From",
         "After a power cut the newest superblock may stand for pages that never reached the disk.",
         (COMMIT + "a_commit_syncs_the_pages_before_the_superblock_and_the_superblock_before_it_returns",),

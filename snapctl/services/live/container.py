@@ -12,9 +12,14 @@ from typing import Protocol, Self, TypeVar
 
 from snapctl.engine.container import Container
 from snapctl.engine.node import Node
+from snapctl.services.live.cache import Cache
 from snapctl.services.live.device import Device
+from snapctl.services.live.generation import Operation
 
 T = TypeVar("T")
+
+MOST_DIRTY_BYTES = 64 << 20
+MOST_DIRTY_SECONDS = 5.0
 
 
 class User(Protocol):
@@ -31,18 +36,46 @@ class LiveContainer:
 
     Attributes:
         container: the engine's; to be changed through `change` alone.
+        cache: what was acknowledged and is not durable yet.
         users: who has a device open, by node id.
     """
 
-    def __init__(self, container: Container) -> None:
-        """Take up an open container."""
+    def __init__(
+        self,
+        container: Container,
+        *,
+        most_dirty_bytes: int = MOST_DIRTY_BYTES,
+        most_dirty_seconds: float = MOST_DIRTY_SECONDS,
+    ) -> None:
+        """Take up an open container, on the running event loop.
+
+        Args:
+            container: the engine's, between two transactions.
+            most_dirty_bytes: acknowledged data to hold in memory.
+            most_dirty_seconds: how long it is held before it is made durable without being asked.
+        """
         self.container = container
+        self.cache = Cache(container, most_dirty_bytes, most_dirty_seconds)
         self.users: dict[int, set[User]] = {}
 
     @classmethod
     async def open(cls, path: str, *, writable: bool = True, wait_seconds: float = 5.0) -> Self:
-        """Open a container file, which stays locked until `close`; raises as `Container.open`."""
-        return cls(await asyncio.to_thread(Container.open, path, writable=writable, wait_seconds=wait_seconds))
+        """Open a container file, which stays locked until `close`.
+
+        What it holds is made durable first: it may have been left in the system's cache by a process that died, and
+        clients who see it, and flush, rely on it.
+
+        Raises:
+            SnapctlError: as `Container.open` and `Session.settle`.
+        """
+        container = await asyncio.to_thread(Container.open, path, writable=writable, wait_seconds=wait_seconds)
+        try:
+            if writable:
+                await asyncio.to_thread(container.settle)
+            return cls(container)
+        except BaseException:
+            container.close()
+            raise
 
     async def close(self) -> None:
         """Make everything durable, then let go of the container.
@@ -51,8 +84,9 @@ class LiveContainer:
             SnapctlError: as `flush`; the container is closed all the same.
         """
         try:
-            await self.flush()
+            await self.cache.flush()
         finally:
+            await self.cache.close()
             self.container.close()
 
     def nodes(self) -> list[Node]:
@@ -65,7 +99,7 @@ class LiveContainer:
         Raises:
             NodeNotFound: there is none.
         """
-        return Device(self, self.container.node(name))
+        return Device(self.cache, self.container.node(name))
 
     def use(self, device: Device, user: User) -> None:
         """Enter a user of a device; until `release` the data stays under it unless somebody insists."""
@@ -80,6 +114,7 @@ class LiveContainer:
 
     async def until_room(self) -> None:
         """Return when the cache may have room again."""
+        await self.cache.until_room()
 
     async def flush(self) -> None:
         """Return when everything acknowledged before the call, to whomever, is durable.
@@ -88,19 +123,32 @@ class LiveContainer:
             NoSpace: no room on the disk; what is in the cache stays, and the flush can be tried again.
             IoFailure: the disk refuses; the container has to be reopened.
         """
-        if self.container.writable:
-            self.container.commit()
+        await self.cache.flush()
 
-    async def change(self, operation: Callable[[Container], T]) -> T:
+    async def change(self, operation: Callable[[Container], T], *, gives_room: bool = False) -> T:
         """Change the tree of nodes at this point between two requests, and return when that is durable.
 
         Args:
             operation: makes the change through the engine; it sees all that was acknowledged before the call. It may be
                 run again after a failure of others, so all it does must be done through its argument.
+            gives_room: it deletes, and can be done before writes that find no room without it.
 
         Raises:
+            ReadOnlyNode: the container was opened for reading.
             SnapctlError: what `operation` raises, or as `flush`; then nothing of it was done.
         """
-        result = operation(self.container)
-        self.container.commit()
-        return result
+        self.container.check_writable()
+        return await self.cache.do(Operation(operation, gives_room=gives_room))
+
+    async def at_rest(self, look: Callable[[Container], T]) -> T:
+        """Look at the container when everything acknowledged before the call is durable and no commit is in flight.
+
+        Args:
+            look: may try a change, which is taken back.
+
+        Raises:
+            SnapctlError: what `look` raises, or as `flush`.
+        """
+        if not self.container.writable:
+            return look(self.container)
+        return await self.cache.do(Operation(look, is_look=True))

@@ -1,16 +1,22 @@
-"""A node as a block device: what a server exports and a mount shows as a file."""
+"""A node as a block device: what a server exports and a mount shows as a file.
+
+Writes go to the overlay of the open generation, whole blocks at a time; reads look there first, then in the sealed
+generations, newest first, then in the node's tables.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from snapctl.engine import changes
 from snapctl.engine.model import Extent, Kind
+from snapctl.services.live.overlay import Content, Overlay, Run
 from snapctl.storage.backend import Buffer
 
 if TYPE_CHECKING:
     from snapctl.engine.node import Node
-    from snapctl.services.live.container import LiveContainer
+    from snapctl.services.live.cache import Cache
 
 
 class Device:
@@ -18,12 +24,14 @@ class Device:
 
     Attributes:
         node: the node, which may be deleted or resized meanwhile.
+        block_size: bytes of a block; requests of whole blocks cost the least.
     """
 
-    def __init__(self, live: LiveContainer, node: Node) -> None:
+    def __init__(self, cache: Cache, node: Node) -> None:
         """Not for callers; ask the live container."""
-        self._live = live
+        self._cache = cache
         self.node = node
+        self.block_size = node.container.block_size
 
     @property
     def name(self) -> str:
@@ -38,11 +46,16 @@ class Device:
     @property
     def is_read_only(self) -> bool:
         """Whether it takes no writes: an RO snapshot, or a container opened for reading."""
-        return self.node.kind is Kind.RO or not self._live.container.writable
+        return self.node.kind is Kind.RO or not self.node.container.writable
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill `buffer` from `offset` in bytes, acknowledged writes included; raises as `Node.read`."""
-        self.node.read_into(offset, buffer)
+        overlays = self._cache.overlays(self.node)
+        if not overlays:
+            self.node.read_into(offset, buffer)
+            return
+        self.node.check_range(offset, len(buffer))
+        self._fill(overlays, offset, memoryview(buffer))
 
     def write(self, offset: int, data: Buffer) -> bool:
         """Take bytes at any offset into the cache; they are read at once, and durable after the next flush.
@@ -56,14 +69,148 @@ class Device:
             NoSpace: the container has no room for them; nothing was taken.
             SnapctlError: else as `Node.write`.
         """
-        self.node.write(offset, data)
+        view = memoryview(data).cast("B")
+        length = len(view)
+        self._check_writable(offset, length)
+        if not length:
+            return True
+        size, end = self.block_size, offset + length
+        first, stop = offset // size, -(-end // size)
+        head = self._patched(first, offset, view) if offset % size or length < size else None
+        has_tail = bool(end % size) and stop - 1 > first
+        tail = self._patched(stop - 1, offset, view) if has_tail else None
+        overlay = self._cache.admit(self.node, first, stop, length)
+        if overlay is None:
+            return False
+        blocks = overlay.blocks
+        if head is not None:
+            blocks[first] = head
+            first += 1
+        if tail is not None:
+            stop -= 1
+            blocks[stop] = tail
+        if stop - first == 1 and length == size:
+            blocks[first] = view
+        else:
+            start = first * size - offset
+            for at in range(start, start + (stop - first) * size, size):
+                blocks[first] = view[at : at + size]
+                first += 1
         return True
 
     def zero(self, offset: int, length: int) -> bool:
-        """Make a range read as zeros and give up its data; returns and raises as `write`."""
-        self.node.trim(offset, length)
+        """Make a range read as zeros and give up the data of its whole blocks; returns and raises as `write`."""
+        self._check_writable(offset, length)
+        if not length:
+            return True
+        size, end = self.block_size, offset + length
+        start, stop = -(-offset // size), end // size
+        if end == self.size_bytes:
+            stop = -(-end // size)
+        if start >= stop:
+            return self.write(offset, bytes(length))
+        first, last = offset // size, -(-end // size)
+        head = self._patched(first, offset, memoryview(bytes(start * size - offset))) if first < start else None
+        tail = self._patched(stop, stop * size, memoryview(bytes(end - stop * size))) if stop < last else None
+        overlay = self._cache.admit(self.node, first, last, (last - first - (stop - start)) * size, zeroes=True)
+        if overlay is None:
+            return False
+        overlay.zero(start, stop)
+        if head is not None:
+            overlay.blocks[first] = head
+        if tail is not None:
+            overlay.blocks[stop] = tail
         return True
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """Tell data from zeros, acknowledged writes included; raises as `Node.extents`."""
-        return self.node.extents(offset, length)
+        """Tell data from zeros, acknowledged writes included, in order and without gaps; raises as `Node.extents`."""
+        for begin, end, content in self._runs(offset, length):
+            if content is Content.BELOW:
+                yield from self.node.extents(begin, end - begin)
+            else:
+                yield Extent(begin, end - begin, is_zero=content is Content.ZEROS)
+
+    def depths(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Tell how far along the tree data is found, as `engine.changes.depths` does; neighbours may be alike."""
+        for begin, end, content in self._runs(offset, length):
+            if content is Content.BELOW:
+                yield from changes.depths(self.node, begin, end - begin)
+            else:
+                yield end - begin, int(content is Content.DATA)
+
+    def changes(self, since: str, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        """Tell what may have changed since a snapshot, as `engine.changes.changes` does; neighbours may be alike.
+
+        Args:
+            since: the part of the snapshot's name after the ``@``.
+            offset: of the range, in bytes.
+            length: of the range, in bytes.
+
+        Raises:
+            NodeNotFound: there is no such snapshot; else as `engine.changes.changes`.
+        """
+        snapshot = self._cache.snapshot_of(self.node, since)
+        for begin, end, content in self._runs(offset, length):
+            if content is Content.BELOW:
+                yield from changes.changes(self.node, snapshot, begin, end - begin)
+            else:
+                yield end - begin, True
+
+    def _check_writable(self, offset: int, length: int) -> None:
+        self.node.check_writable()
+        self.node.check_range(offset, length)
+
+    def _patched(self, block_no: int, offset: int, data: memoryview) -> bytearray:
+        """A block that a write touches in part, with those bytes in it; raises as `read_into`."""
+        size = self.block_size
+        start = block_no * size
+        visible = min(size, self.size_bytes - start)
+        begin, end = max(start, offset), min(start + size, offset + len(data))
+        block = bytearray(size)
+        if end - begin < visible:
+            self.read_into(start, memoryview(block)[:visible])
+        block[begin - start : end - start] = data[begin - offset : end - offset]
+        return block
+
+    def _fill(self, overlays: Sequence[Overlay], offset: int, target: memoryview) -> None:
+        if not overlays:
+            self.node.read_into(offset, target)
+            return
+        size, end = self.block_size, offset + len(target)
+        for start, stop, content in overlays[0].runs(offset // size, -(-end // size)):
+            begin, finish = max(offset, start * size), min(end, stop * size)
+            part = target[begin - offset : finish - offset]
+            if content is Content.BELOW:
+                self._fill(overlays[1:], begin, part)
+            elif content is Content.ZEROS:
+                part[:] = bytes(len(part))
+            else:
+                block = memoryview(overlays[0].blocks[start])
+                part[:] = block[begin - start * size : finish - start * size]
+
+    def _runs(self, offset: int, length: int) -> Iterator[Run]:
+        """What the overlays have of a range, now, as (begin, end, content) in bytes; neighbours are joined."""
+        self.node.check_range(offset, length)
+        size, end = self.block_size, offset + length
+        found = _stacked(self._cache.overlays(self.node), offset // size, -(-end // size)) if length else ()
+        begin, last = offset, Content.BELOW
+        for start, _, content in found:
+            position = max(offset, start * size)
+            if content is not last:
+                if position > begin:
+                    yield begin, position, last
+                begin, last = position, content
+        if end > begin:
+            yield begin, end, last
+
+
+def _stacked(overlays: Sequence[Overlay], start: int, stop: int) -> Iterator[Run]:
+    """What the first overlay that has anything has, for each block of a range."""
+    if not overlays:
+        yield start, stop, Content.BELOW
+        return
+    for run in overlays[0].runs(start, stop):
+        if run[2] is Content.BELOW:
+            yield from _stacked(overlays[1:], run[0], run[1])
+        else:
+            yield run

@@ -1,0 +1,311 @@
+"""The write-back cache of a live container: generations, how they are read, and how they become durable.
+
+One generation is open and takes writes. A round seals it, applies it to the tables in address order, does the
+operation that follows it, and commits; meanwhile writes enter the next one, and reads see all. The loop waits for
+nothing but the disk, and that on a thread of its own: a commit in flight stops no read, and a flush that comes too
+late for it joins the next.
+
+What cannot be made durable for lack of room stays, and is tried again with the next flush.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from snapctl.errors import NoSpace, SnapctlError
+from snapctl.services.live.generation import Generation, Operation
+from snapctl.services.live.overlay import Overlay
+from snapctl.services.live.room import Room
+from snapctl.storage.backend import Buffer
+
+if TYPE_CHECKING:
+    from snapctl.engine.container import Container
+    from snapctl.engine.node import Node
+
+T = TypeVar("T")
+
+_SLICE_SECONDS = 0.002
+"""How long requests may have to wait while a generation is being applied."""
+
+_ZEROED_LEAVES = 64
+"""Leaves beneath which blocks are zeroed between two slices."""
+
+
+class Cache:
+    """What was acknowledged and is not durable yet.
+
+    Attributes:
+        commits: how many were made.
+        commit_seconds: how long they took, from the seal to the end.
+        last_commit_seconds: how long the last one took.
+    """
+
+    def __init__(self, container: Container, most_bytes: int, most_seconds: float) -> None:
+        """Begin with nothing, on the running event loop.
+
+        Args:
+            container: open, between two transactions.
+            most_bytes: acknowledged data to hold; a round begins at half of it.
+            most_seconds: how old it may become before a round begins by itself.
+        """
+        self._container = container
+        self._most_bytes = most_bytes
+        self._most_seconds = most_seconds
+        self._room = Room(container)
+        self._open = Generation()
+        self._sealed: deque[Generation] = deque()
+        self._held_bytes = 0
+        self._loop = asyncio.get_running_loop()
+        self._disk = ThreadPoolExecutor(1, "commit")
+        self._wanted = asyncio.Event()
+        self._room_waiters: list[asyncio.Future[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._failure: Exception | None = None  # after which nothing more can be done
+        self._stuck: Exception | None = None  # because of which the last round did not succeed
+        self._slice_ends = 0.0
+        self.commits = 0
+        self.commit_seconds = 0.0
+        self.last_commit_seconds = 0.0
+        self._rounds = asyncio.create_task(self._run(), name="commits")
+
+    @property
+    def dirty_bytes(self) -> int:
+        """Memory that holds what is not durable."""
+        return self._held_bytes
+
+    def overlays(self, node: Node) -> list[Overlay]:
+        """What has not reached a node's tables for certain, newest first."""
+        found = [self._open.overlays[node]] if node in self._open.overlays else []
+        if self._sealed:
+            found += [sealed.overlays[node] for sealed in reversed(self._sealed) if node in sealed.overlays]
+        return found
+
+    def snapshot_of(self, node: Node, short_name: str) -> Node:
+        """The RO snapshot of that name of a volume, or of the volume that a snapshot is one of.
+
+        Raises:
+            NodeNotFound: there is none.
+        """
+        return self._container.node(f"{node.name.partition('@')[0]}@{short_name}")
+
+    def admit(self, node: Node, start: int, stop: int, data_bytes: int, *, zeroes: bool = False) -> Overlay | None:
+        """Find room, in memory and in the container, for a change of blocks.
+
+        Args:
+            node: the volume.
+            start: first block.
+            stop: block after the last.
+            data_bytes: memory that what is to be written takes.
+            zeroes: they are to be zeroed, all but the first and the last.
+
+        Returns:
+            Where to put it; None if it has to wait for a round, which has begun.
+
+        Raises:
+            NoSpace: the container has no room, and no round will change that.
+            SnapctlError: as `Room.promise`.
+        """
+        if self._failure is not None:
+            raise self._failure
+        held = max(data_bytes, self._container.block_size)
+        if self._held_bytes and self._held_bytes + held > self._most_bytes:
+            self._wait()
+            return None
+        try:
+            self._room.promise(self._open, node, start, stop, is_data=not zeroes)
+        except NoSpace:
+            if not self._is_dirty:
+                raise
+            self._wait()
+            return None
+        overlay = self._open.overlays.get(node)
+        if overlay is None:
+            overlay = self._open.overlays[node] = Overlay()
+            if self._timer is None:
+                self._timer = self._loop.call_later(self._most_seconds, self._wanted.set)
+        self._open.held_bytes += held
+        self._held_bytes += held
+        if self._held_bytes * 2 > self._most_bytes:
+            self._wanted.set()
+        return overlay
+
+    def _wait(self) -> None:
+        """Begin a round, for somebody who needs room; raises what kept the last one from making any."""
+        if self._stuck is not None:
+            raise self._stuck
+        self._wanted.set()
+
+    async def until_room(self) -> None:
+        """Return after the next round, or at once if the cache is empty."""
+        if self._is_dirty and self._failure is None:
+            self._wanted.set()
+            waiter = self._loop.create_future()
+            self._room_waiters.append(waiter)
+            await waiter
+
+    async def flush(self) -> None:
+        """Return when all that was acknowledged is durable; see `LiveContainer.flush`."""
+        if self._failure is not None:
+            raise self._failure
+        if self._open.is_dirty:
+            generation = self._open
+        elif self._sealed:
+            generation = self._sealed[-1]
+        else:
+            return
+        self._wanted.set()
+        await generation.until_durable()
+
+    async def do(self, operation: Operation[T]) -> T:
+        """Seal what was acknowledged, do an operation after it, and return its result when it is durable."""
+        if self._failure is not None:
+            raise self._failure
+        self._open.operation = operation
+        self._seal()
+        self._wanted.set()
+        return await operation.done
+
+    async def close(self) -> None:
+        """End the rounds; what is not durable is lost, so flush before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rounds.cancel()
+        await asyncio.gather(self._rounds, return_exceptions=True)
+        self._disk.shutdown()
+
+    @property
+    def _is_dirty(self) -> bool:
+        return self._open.is_dirty or bool(self._sealed)
+
+    def _seal(self) -> None:
+        self._sealed.append(self._open)
+        self._open = Generation()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _run(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            if self._open.overlays:
+                self._seal()
+            while self._sealed and self._failure is None and await self._round():
+                pass
+            waiters, self._room_waiters = self._room_waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def _round(self) -> bool:
+        """Make generations durable up to the first operation, which is done; returns whether to go on."""
+        batch: list[Generation] = []
+        for generation in self._sealed:
+            batch.append(generation)
+            if generation.operation is not None:
+                break
+        operation = batch[-1].operation
+        try:
+            await self._commit(batch, operation)
+        except Exception as error:  # noqa: BLE001 whoever waits is told, whatever it is
+            if not (isinstance(error, NoSpace) and operation is not None and operation.gives_room):
+                return self._failed(batch, error)
+            try:
+                self._container.abort()
+                await self._commit([], operation)
+            except Exception as second_error:  # noqa: BLE001 likewise
+                return self._failed(batch, second_error)
+            operation.succeed()  # and the writes get another try
+            return True
+        for generation in batch:
+            self._sealed.popleft()
+            self._room.release(generation)
+            self._held_bytes -= generation.held_bytes
+            generation.settle()
+        self._stuck = None
+        self._room.look_again()
+        if operation is not None:
+            operation.succeed()
+        return True
+
+    async def _commit(self, batch: list[Generation], operation: Operation[Any] | None) -> None:
+        began = time.monotonic()
+        container = self._container
+        for generation in batch:
+            await self._apply(generation)
+        is_change = operation is not None and not operation.is_look and operation.is_waited_for
+        if operation is not None and is_change and not operation.perform(container):
+            container.abort()  # it may have come halfway
+            await self._commit(batch, None)
+            return
+        if again := container.seal():
+            while again:
+                await self._loop.run_in_executor(self._disk, container.make_durable)
+                again = container.conclude()
+            self.commits += 1
+            self.last_commit_seconds = time.monotonic() - began
+            self.commit_seconds += self.last_commit_seconds
+        if operation is not None and operation.is_look and operation.is_waited_for:
+            operation.perform(container)
+            container.abort()
+
+    def _failed(self, batch: list[Generation], error: Exception) -> bool:
+        """Tell whoever waits; returns whether other operations can still be done."""
+        try:
+            self._container.abort()
+        except SnapctlError as fatal:
+            self._failure = fatal
+            batch = [*self._sealed, self._open]
+        for generation in batch:
+            generation.settle(error)
+            if generation.operation is not None:
+                generation.operation.fail(error)
+        if self._failure is not None:
+            return False
+        self._stuck = error
+        self._room.look_again()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._most_seconds, self._wanted.set)
+        return any(sealed.operation is not None and sealed.operation.is_waited_for for sealed in self._sealed)
+
+    async def _apply(self, generation: Generation) -> None:
+        """Bring writes to the tables, with the zeros, which are older than the blocks over them, first."""
+        size = self._container.block_size
+        step = _ZEROED_LEAVES * self._container.geometry.fanout
+        for node, overlay in generation.overlays.items():
+            if node.is_gone:
+                continue
+            end_bytes = node.size_bytes  # it may have become smaller since
+            for start, stop in overlay.zeros:
+                for first in range(start, stop, step):
+                    begin, end = first * size, min(min(stop, first + step) * size, end_bytes)
+                    if begin < end:
+                        node.trim(begin, end - begin)
+                        await self._breathe()
+            for block_no, blocks in _neighbours(overlay.blocks, self._container.geometry.fanout):
+                data = memoryview(blocks[0] if len(blocks) == 1 else b"".join(blocks))
+                begin = block_no * size
+                if begin < end_bytes:
+                    node.write(begin, data[: end_bytes - begin], has_room=True)
+                    await self._breathe()
+
+    async def _breathe(self) -> None:
+        """Let requests have their turn, if it is due."""
+        if time.monotonic() > self._slice_ends:
+            await asyncio.sleep(0)
+            self._slice_ends = time.monotonic() + _SLICE_SECONDS
+
+
+def _neighbours(blocks: dict[int, Buffer], most: int) -> Iterator[tuple[int, list[Buffer]]]:
+    """Runs of at most `most` blocks without a gap, as (first block, its content and that of those behind it)."""
+    numbers = sorted(blocks)
+    start = 0
+    for i in range(1, len(numbers) + 1):
+        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1 or i - start == most:
+            yield numbers[start], [blocks[number] for number in numbers[start:i]]
+            start = i

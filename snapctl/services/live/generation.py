@@ -1,0 +1,106 @@
+"""What is made durable at a stroke: writes that were acknowledged between two seals, and the change that follows them.
+
+A generation is open, then sealed (invariant 7): from then on nothing in it changes, writes enter the next one, and it
+waits for its commit. It is forgotten when that is durable, not before: whatever fails on the way can be done again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from snapctl.services.live.overlay import Overlay
+
+if TYPE_CHECKING:
+    from snapctl.engine.container import Container
+    from snapctl.engine.node import Node
+
+
+T = TypeVar("T")
+
+
+class Operation(Generic[T]):
+    """A change of the tree of nodes, or a look at it, for which somebody waits.
+
+    Attributes:
+        run: does it; may be run again after a failure.
+        is_look: leaves nothing changed; it is run when all before it is durable.
+        gives_room: can be done before the writes that it follows, if those find no room.
+        done: what comes of it.
+    """
+
+    def __init__(self, run: Callable[[Container], T], *, is_look: bool = False, gives_room: bool = False) -> None:
+        self.run = run
+        self.is_look = is_look
+        self.gives_room = gives_room
+        self.done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._results: list[T] = []
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether anybody still wants it done."""
+        return not self.done.done()
+
+    def perform(self, container: Container) -> bool:
+        """Do it; returns whether it went well, else whoever waits is told."""
+        try:
+            self._results.append(self.run(container))
+        except Exception as error:  # noqa: BLE001 it is up to whoever waits
+            self.fail(error)
+            return False
+        return True
+
+    def succeed(self) -> None:
+        """Hand the result to whoever waits for it and has not given up."""
+        if self.is_waited_for:
+            self.done.set_result(self._results[-1])
+
+    def fail(self, error: BaseException) -> None:
+        """Hand an error to whoever waits."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class Generation:
+    """Writes that become durable together.
+
+    Attributes:
+        overlays: what was written, by node.
+        tables: the tables that the writes will change, as (node id, blocks below, position), with promised room.
+        bitmaps: how many bitmaps of the space map have promised room.
+        held_bytes: memory that it takes.
+        promised_units: room that was promised for it.
+        operation: what is done when the writes have been applied.
+    """
+
+    def __init__(self) -> None:
+        self.overlays: dict[Node, Overlay] = {}
+        self.tables: set[tuple[int, int, int]] = set()
+        self.bitmaps = 0
+        self.held_bytes = 0
+        self.promised_units = 0
+        self.operation: Operation[Any] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether anything is to be done for it."""
+        return bool(self.overlays) or self.operation is not None
+
+    async def until_durable(self) -> None:
+        """Return when it is; raises what its commit raises, after which one can wait for the next try."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def settle(self, error: BaseException | None = None) -> None:
+        """Tell those who wait how the commit ended."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if waiter.done():
+                continue
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)

@@ -1,0 +1,84 @@
+"""Room that is promised to writes when they are acknowledged, so that none fails for the lack of it afterwards.
+
+A promise covers the worst case: the data, a copy of what it replaces if the volume wants one, every table above it in
+the volume and in its newest snapshot, and the space map. It holds for the capacity and for the file system.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from snapctl.engine.model import Cow
+
+if TYPE_CHECKING:
+    from snapctl.engine.container import Container
+    from snapctl.engine.node import Node
+    from snapctl.services.live.generation import Generation
+
+_TABLES_OF_A_COMMIT = 16
+"""The snapshot list, the tables above it and above the bitmaps."""
+
+
+class Room:
+    """The room of one container, and what is promised of it."""
+
+    def __init__(self, container: Container) -> None:
+        """Take up a container between two transactions."""
+        self._container = container
+        self._promised = 0
+        self._free = 0
+        self.look_again()
+
+    def look_again(self) -> None:
+        """See how much there is; to be called between two transactions."""
+        self._free = self._container.space.room
+        self._end_page = self._container.superblock.pages_total
+        self._bitmaps = self._end_page // self._container.geometry.units_per_bitmap + 1
+
+    def promise(self, generation: Generation, node: Node, start: int, stop: int, *, is_data: bool) -> None:
+        """Promise a generation the room for a change of blocks.
+
+        Args:
+            generation: the open one.
+            node: the volume.
+            start: first block.
+            stop: block after the last.
+            is_data: they are written; else zeroed, which takes tables at both ends alone.
+
+        Raises:
+            NoSpace: there is not so much, as long as what was promised to others is not used or given back.
+            IoFailure: the system refuses.
+            Corruption: tables above the blocks cannot be read.
+        """
+        geometry = self._container.geometry
+        tables: set[tuple[int, int, int]] = set()
+        spans = (geometry.fanout, geometry.fanout**2, geometry.fanout**3)
+        for span in spans:
+            entries = range(start // span, (stop - 1) // span + 1) if is_data else {start // span, (stop - 1) // span}
+            tables.update((node.id, span, entry) for entry in entries)
+        tables -= generation.tables
+        if is_data:
+            for _, span, entry in tables:
+                if span == geometry.fanout:  # lest a damaged table be found when it is too late to refuse
+                    next(node.tree.spans(entry * span, entry * span + 1))
+        units = 2 * len(tables) * geometry.table_units
+        blocks = stop - start if is_data else 2
+        units += blocks * geometry.block_units * (2 if node.cow is Cow.COPY else 1)
+        # What is replaced is freed, and each block of it may lie under a bitmap of its own.
+        bitmaps = min(blocks, self._bitmaps - generation.bitmaps)
+        units += bitmaps * geometry.table_units
+        if not generation.promised_units:
+            units += _TABLES_OF_A_COMMIT * geometry.table_units
+        if self._promised + units > self._free:
+            raise self._container.space.full()
+        reserve = self._container.pages.reserve
+        reserve.promise(self._end_page, (self._promised + units) * geometry.unit)
+        generation.tables |= tables
+        generation.bitmaps += bitmaps
+        generation.promised_units += units
+        self._promised += units
+
+    def release(self, generation: Generation) -> None:
+        """Give back what was promised to a generation that is durable or given up."""
+        self._promised -= generation.promised_units
+        generation.promised_units = 0
