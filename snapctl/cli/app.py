@@ -36,6 +36,7 @@ COMMANDS = {
     "info": "show",
     "check": "check",
     "scrub": "scrub",
+    "serve": "serve",
 }
 """Every command and the module of this package whose `commands` defines it, in the order of the help."""
 

@@ -1,0 +1,108 @@
+"""Metadata contexts: what NBD_CMD_BLOCK_STATUS can tell of an export, and how clients ask for it by name.
+
+``base:allocation`` is the protocol document's ("Metadata querying"), the others are qemu's (its docs/interop/nbd.rst):
+``qemu:allocation-depth`` says how far along the chain of parents a range was found, and ``qemu:dirty-bitmap:SNAP`` what
+has changed since the snapshot SNAP of the same volume, which backup programs know how to use.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from snapctl.services.live.device import Device
+from snapctl.services.nbd import wire
+
+Ranges = Iterator[tuple[int, int]]
+"""Lengths in bytes with the status of each, in order and without gaps."""
+
+ALLOCATION = "base:allocation"
+DEPTH = "qemu:allocation-depth"
+DIRTY = "qemu:dirty-bitmap:"
+"""Begins the name of a context; a snapshot's short name follows."""
+
+_WILDCARDS = ("base:", "qemu:", DIRTY)
+
+MAX_EXTENTS = 4096
+"""Descriptors in one reply, for one context."""
+
+_FIRST_WINDOW_BYTES = 64 << 20
+_LAST_WINDOW_BYTES = 1 << 30
+_LOOK_AHEAD_SECONDS = 0.01
+"""A reply covers what can be found in about this time, which holds for an export of any size and shape: the document
+lets a server answer with less than was asked for, and clients then ask again from there on."""
+
+
+class Context(NamedTuple):
+    """A context that a client has chosen.
+
+    Attributes:
+        id: what replies call it.
+        name: its full name.
+        ranges: looks it up, for a device and a range in bytes; raises as `Device.extents`.
+    """
+
+    id: int
+    name: str
+    ranges: Callable[[Device, int, int], Ranges]
+
+    def extents(self, device: Device, offset: int, length: int, most: int) -> list[tuple[int, int]]:
+        """Look up a range, or its beginning if that takes long.
+
+        Args:
+            device: where.
+            offset: where to begin, in bytes.
+            length: how much, in bytes, 1 or more; it lies inside the device.
+            most: how many descriptors to return at most.
+
+        Returns:
+            Lengths in bytes with the status of each, one at least; neighbours differ.
+        """
+        found: list[tuple[int, int]] = []
+        position, end = offset, offset + length
+        window = _FIRST_WINDOW_BYTES
+        began = time.monotonic()
+        while position < end:
+            stop = min(end, position + window)
+            for size, status in self.ranges(device, position, stop - position):
+                if found and found[-1][1] == status:
+                    found[-1] = found[-1][0] + size, status
+                elif len(found) == most:
+                    return found
+                else:
+                    found.append((size, status))
+            spent = time.monotonic() - began
+            if spent > _LOOK_AHEAD_SECONDS:
+                break
+            if spent < _LOOK_AHEAD_SECONDS / 8:
+                window = min(2 * window, _LAST_WINDOW_BYTES)
+            position = stop
+        return found
+
+
+def _allocation(device: Device, offset: int, length: int) -> Ranges:
+    hole = wire.STATE_HOLE | wire.STATE_ZERO
+    for extent in device.extents(offset, length):
+        yield extent.length_bytes, hole if extent.is_zero else 0
+
+
+def names(device: Device) -> list[str]:  # noqa: ARG001 for what is to come
+    """Return the full names of all contexts of an export."""
+    return [ALLOCATION]
+
+
+def listed(device: Device, queries: list[str]) -> list[str]:
+    """Answer NBD_OPT_LIST_META_CONTEXT: all contexts that match one of the queries, or all if there is no query."""
+    return [
+        name
+        for name in names(device)
+        if not queries or name in queries or any(q in _WILDCARDS and name.startswith(q) for q in queries)
+    ]
+
+
+def chosen(device: Device, queries: list[str]) -> list[Context]:
+    """Answer NBD_OPT_SET_META_CONTEXT: the contexts that are named in full; a wildcard selects nothing."""
+    known = set(names(device)) & set(queries)
+    in_order = [name for name in dict.fromkeys(queries) if name in known]
+    return [Context(number, name, _allocation) for number, name in enumerate(in_order, 1)]
