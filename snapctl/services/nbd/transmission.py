@@ -391,6 +391,7 @@ class Transmission:
         whole = not form.is_chunked or bool(flags & wire.CMD_FLAG_DF)
         position = at
         try:
+            self._device.node.check_range(at, length)  # it may have been shrunk; now is the time to say so
             if whole:
                 pieces = [(at, length, False)]
             else:
