@@ -14,6 +14,7 @@ The tree (exit code in brackets)::
     |-- ReadOnlyNode [1]            a write to an RO snapshot
     |-- HasDependents [1]           delete refused; lists what descends from the node
     |-- Unrelated [1]               a comparison with what is no older snapshot of the same volume
+    |-- InUse [1]                   clients of a server have the node open
     |-- IoFailure [1]               a system call on the container failed; poisons it
     |   `-- Poisoned [1]            used after such a failure
     |-- Corruption [4]              bytes that contradict their checksum or each other
@@ -89,6 +90,18 @@ class HasDependents(SnapctlError):
 
 class Unrelated(SnapctlError):
     """A node is to be compared with one that is no older RO snapshot of the same volume."""
+
+
+class InUse(SnapctlError):
+    """The data of a node cannot be taken away while clients of a server have it open.
+
+    Attributes:
+        clients: how many have.
+    """
+
+    def __init__(self, message: str, clients: int = 0) -> None:
+        super().__init__(message)
+        self.clients = clients
 
 
 class IoFailure(SnapctlError):

@@ -60,7 +60,6 @@ def create(
     Example:
       snapctl create lab.snap/db --size 10G
     """
-    from snapctl.engine.model import Cow
     from snapctl.format.record import check_name
 
     location = locate_new(path)
@@ -68,8 +67,7 @@ def create(
     check_name(name)
     if not os.path.lexists(location.container):
         _check_size_in_new_container(size)
-    with session.changing_or_making(location.container, wait) as container:
-        container.create_volume(name, size, cow=Cow(cow))
+    session.apply(location.container, wait, "create", {"name": name, "size_bytes": size, "cow": cow}, make=True)
 
 
 def _check_size_in_new_container(size_bytes: int) -> None:

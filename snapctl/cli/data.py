@@ -164,8 +164,8 @@ def trim(
     """
     location = locate(path)
     name = location.one_node()
-    with session.changing(location.container, wait) as container:
-        container.node(name).trim(offset, length)
-        what = f"{length} bytes at {offset} of {name}"
-        outcome = session.settle(container, f"trim {what}", dry_run=dry_run, yes=yes)
-    outcome.report("trimmed", "would trim", [what])
+    what = f"{length} bytes at {offset} of {name}"
+    params = {"name": name, "offset_bytes": offset, "length_bytes": length, "dry_run": dry_run}
+    ask = None if yes else lambda _result: f"trim {what}"
+    result = session.apply_agreed(location.container, wait, "trim", params, ask=ask)
+    session.report(result, "trimmed", "would trim", [what], dry_run=dry_run)

@@ -139,6 +139,10 @@ DryRun = Annotated[
     typer.Option("--dry-run", "-n", help="Change nothing; say what would be done, and what room that would free."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. The question is asked on a terminal only.")]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Disconnect the clients of a server whose data this takes away."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 CowPolicy = Annotated[
     Literal["redirect", "copy"],

@@ -186,9 +186,14 @@ def complain(message: str, *, traceback: bool = False, after_echo: bool = False)
         discard(_STANDARD_ERROR)
 
 
+def can_ask() -> bool:
+    """Tell whether a person sits at the terminal."""
+    return is_terminal(sys.stdin) and is_terminal(sys.stderr)
+
+
 def confirmed(question: str) -> bool:
     """Ask a person, if there is one at the terminal; True if there is none, False if the input ends."""
-    if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+    if not can_ask():
         return True
     print(printable(question), "[y/N]", end=" ", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in {"y", "yes"}

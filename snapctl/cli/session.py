@@ -1,4 +1,4 @@
-"""Open containers for the length of one command, and the conversation about changes that destroy data.
+"""Open containers for the length of one command, make changes, and ask before those that destroy data.
 
 No command begins on a container that is its own standard output: what it prints would overwrite it.
 """
@@ -8,19 +8,21 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from snapctl.cli import files, interrupt, output
-from snapctl.errors import IoFailure, NameTaken, NodeNotFound, NotAContainer, SnapctlError, UsageError
+from snapctl.errors import IoFailure, Locked, NameTaken, NotAContainer, SnapctlError, UsageError
 from snapctl.units import format_size
 
 if TYPE_CHECKING:
-    from snapctl.cli.path import Location
     from snapctl.engine.container import Container
     from snapctl.engine.model import Usage
-    from snapctl.engine.node import Node
+    from snapctl.services.control.client import Client
+
+Question = Callable[[dict[str, Any]], str | None]
+"""Words a question, without a question mark, from the result of a dry run; None if there is nothing to ask."""
 
 _STANDARD_OUTPUT = 1
 
@@ -148,71 +150,102 @@ def _may_be_in_the_making(path: str) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
 
-def snapshots_of_every_volume(container: Container, location: Location) -> list[Node]:
-    """Find what ``lab.snap@nightly`` stands for.
+def apply(
+    container_path: str, wait_seconds: float, method: str, params: dict[str, Any], *, make: bool = False
+) -> dict[str, Any]:
+    """Make one change, in a transaction of its own: of the file, or if it is served by way of its server.
 
-    Raises:
-        BadName: no snapshot can be called that.
-        NodeNotFound: no volume has one.
-    """
-    from snapctl.format.record import check_name
-
-    name = f"{location.node}".removeprefix("@")
-    check_name(name)
-    found = [node for node in container.nodes if node.kind.value == "ro" and node.short_name == name]
-    if not found:
-        raise NodeNotFound(f"{location}: no volume has such a snapshot")
-    return found
-
-
-class Outcome(NamedTuple):
-    """What became of a change that destroys data.
-
-    Attributes:
-        applied: False after a dry run.
-        freed_bytes: what it frees of the container, tables included; exact, as the transaction itself is measured;
-            negative if it takes room.
-    """
-
-    applied: bool
-    freed_bytes: int
-
-    def report(self, done: str, planned: str, what: Sequence[str]) -> None:
-        """Print what was done, or what would be, and the bytes it frees.
-
-        Args:
-            done: the verb of a change that was made.
-            planned: the verb of one that would be.
-            what: its objects, each of which gets a line.
-        """
-        verb = done if self.applied else planned
-        output.emit_lines(f"{verb} {item}" for item in what)
-        output.emit_lines([self._amount()])
-
-    def _amount(self) -> str:
-        size_bytes = abs(self.freed_bytes)
-        amount = f"{size_bytes} bytes" if self.freed_bytes >= 0 else f"{size_bytes} bytes more"
-        frees, takes = ("freed", "took") if self.applied else ("would free", "would take")
-        return f"{frees if self.freed_bytes >= 0 else takes} {amount} ({format_size(size_bytes)})"
-
-
-def settle(container: Container, question: str, *, dry_run: bool, yes: bool) -> Outcome:
-    """Measure the open transaction, then drop it (dry run), or keep it if nobody at the terminal objects.
+    A container that the change left nearly full gets a warning.
 
     Args:
-        container: with the change made and not committed.
-        question: what is about to be done, without a question mark.
-        dry_run: only measure.
-        yes: do not ask.
+        container_path: the container file.
+        wait_seconds: how long to wait for others to let go of it.
+        method: one of `snapctl.services.operations.METHODS`.
+        params: what it takes; with `dry_run` it is measured and not made.
+        make: make a container where there is none.
+
+    Returns:
+        What the operation returns.
+    """
+    from snapctl.cli import online
+
+    with online.connected(container_path, wait_seconds) as server:
+        if server is not None:
+            return _apply_online(server, container_path, method, params)
+    try:
+        return _apply(container_path, wait_seconds, method, params, make=make)
+    except Locked:
+        with online.connected(container_path, wait_seconds) as server:  # it may have come up meanwhile
+            if server is None:
+                raise
+            return _apply_online(server, container_path, method, params)
+
+
+def _apply(
+    container_path: str, wait_seconds: float, method: str, params: dict[str, Any], *, make: bool
+) -> dict[str, Any]:
+    from snapctl.services import operations
+
+    opened = changing_or_making if make else changing
+    with opened(container_path, wait_seconds) as container:
+        result = operations.run(container, method, params)
+        if params.get("dry_run"):
+            container.abort()
+    return result
+
+
+def _apply_online(server: Client, container_path: str, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    check_path(container_path)
+    reply = server.call(method, params)
+    if reply["usage"] is not None:
+        from snapctl.engine.model import Usage
+
+        warn_if_nearly_full(container_path, Usage(**reply["usage"]))
+    return reply
+
+
+def apply_agreed(
+    container_path: str, wait_seconds: float, method: str, params: dict[str, Any], *, ask: Question | None
+) -> dict[str, Any]:
+    """Make one change that destroys data, after asking whoever sits at the terminal.
+
+    Args:
+        container_path: as `apply` takes it.
+        wait_seconds: likewise.
+        method: likewise.
+        params: likewise; a dry run is not asked about.
+        ask: words the question; None to ask nothing.
 
     Raises:
         SnapctlError: the answer was no.
     """
-    freed_bytes = container.used_bytes - container.preview_used_bytes()
-    if dry_run:
-        container.abort()
-        return Outcome(applied=False, freed_bytes=freed_bytes)
-    effect = f"frees {format_size(freed_bytes)}" if freed_bytes >= 0 else f"takes {format_size(-freed_bytes)} more"
-    if not yes and not output.confirmed(f"{question} ({effect})?"):
-        raise SnapctlError("not confirmed; nothing was changed")
-    return Outcome(applied=True, freed_bytes=freed_bytes)
+    if ask is not None and not params["dry_run"] and output.can_ask():
+        with interrupt.until_committing():
+            planned = apply(container_path, wait_seconds, method, {**params, "dry_run": True})
+            freed_bytes = planned["freed_bytes"]
+            effect = (
+                f"frees {format_size(freed_bytes)}" if freed_bytes >= 0 else f"takes {format_size(-freed_bytes)} more"
+            )
+            question = ask(planned)
+            if question is not None and not output.confirmed(f"{question} ({effect})?"):
+                raise SnapctlError("not confirmed; nothing was changed")
+    return apply(container_path, wait_seconds, method, params)
+
+
+def report(result: dict[str, Any], done: str, planned: str, what: Sequence[str], *, dry_run: bool) -> None:
+    """Print what a change that destroys data did, or would do, and the bytes that it frees.
+
+    Args:
+        result: of the operation.
+        done: the verb of a change that was made.
+        planned: the verb of one that would be.
+        what: its objects, each of which gets a line.
+        dry_run: it was not made.
+    """
+    verb = planned if dry_run else done
+    freed_bytes = result["freed_bytes"]
+    size_bytes = abs(freed_bytes)
+    amount = f"{size_bytes} bytes" if freed_bytes >= 0 else f"{size_bytes} bytes more"
+    frees, takes = ("would free", "would take") if dry_run else ("freed", "took")
+    output.emit_lines(f"{verb} {item}" for item in what)
+    output.emit_lines([f"{frees if freed_bytes >= 0 else takes} {amount} ({format_size(size_bytes)})"])

@@ -62,7 +62,9 @@ def _selected(container: Container, location: Location) -> Sequence[Node]:
     if location.node is None:
         return sorted(container.nodes, key=lambda node: (node.name.partition("@")[0], node.id))
     if location.of_every_volume:
-        return session.snapshots_of_every_volume(container, location)
+        from snapctl.services.operations import snapshots_called
+
+        return snapshots_called(container, location.node or "")
     node = container.node(location.node)
     return [node, *reversed(node.snapshots)]
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from snapctl.cli import session
-from snapctl.cli.options import DryRun, NewName, NodePath, NodePaths, VolumePath, Wait, Yes, size_option
-from snapctl.cli.path import Location, common_container, locate, node_name_in
+from snapctl.cli.options import DryRun, Force, NewName, NodePath, NodePaths, VolumePath, Wait, Yes, size_option
+from snapctl.cli.path import common_container, locate, node_name_in
 from snapctl.errors import UsageError
 from snapctl.units import format_size, parse_size
-
-if TYPE_CHECKING:
-    from snapctl.engine.container import Container
 
 commands = typer.Typer()
 
@@ -39,8 +36,7 @@ def rename(path: NodePath, name: NewName, wait: Wait = 5.0) -> None:
         if new_at and new_volume not in ("", volume):
             raise UsageError(f"{new_name}: a snapshot stays with its volume; the name would be {volume}@{short_name}")
         new_name = short_name
-    with session.changing(location.container, wait) as container:
-        container.rename(old_name, new_name)
+    session.apply(location.container, wait, "rename", {"name": old_name, "new_name": new_name})
 
 
 @commands.command("resize")
@@ -48,6 +44,7 @@ def resize(
     path: VolumePath,
     size: Annotated[int, size_option("--size", "The volume's new size.")],
     shrink: Annotated[bool, typer.Option("--shrink", help="Allow a smaller size: drop the data beyond it.")] = False,
+    force: Force = False,
     dry_run: DryRun = False,
     yes: Yes = False,
     wait: Wait = 5.0,
@@ -63,14 +60,17 @@ def resize(
     """
     location = locate(path)
     name = location.one_node()
-    with session.changing(location.container, wait) as container:
-        volume = container.node(name)
-        old_size = volume.size_bytes
-        volume.resize(size, shrink=shrink)
-        what = f"{name} {_from_to(old_size, size)}"
-        question = f"resize {what}, dropping what lies beyond"
-        outcome = session.settle(container, question, dry_run=dry_run, yes=yes or size >= old_size)
-    outcome.report("resized", "would resize", [what])
+    params = {"name": name, "size_bytes": size, "shrink": shrink, "force": force, "dry_run": dry_run}
+
+    def what(result: dict[str, Any]) -> str:
+        return f"{name} {_from_to(result['old_size_bytes'], size)}"
+
+    def question(result: dict[str, Any]) -> str | None:
+        return f"resize {what(result)}, dropping what lies beyond" if size < result["old_size_bytes"] else None
+
+    ask = question if shrink and not yes else None
+    result = session.apply_agreed(location.container, wait, "resize", params, ask=ask)
+    session.report(result, "resized", "would resize", [what(result)], dry_run=dry_run)
 
 
 def _from_to(old_bytes: int, new_bytes: int) -> str:
@@ -84,6 +84,7 @@ def _from_to(old_bytes: int, new_bytes: int) -> str:
 def delete(
     paths: NodePaths,
     cascade: Annotated[bool, typer.Option("--cascade", help="Delete all that descends from the nodes too.")] = False,
+    force: Force = False,
     dry_run: DryRun = False,
     yes: Yes = False,
     wait: Wait = 5.0,
@@ -99,21 +100,15 @@ def delete(
       snapctl delete lab.snap/dev --cascade
     """
     locations = [locate(path) for path in paths]
-    container_path = common_container(locations)
-    with session.changing(container_path, wait) as container:
-        deleted = container.delete(*_existing_names(container, locations), cascade=cascade)
-        outcome = session.settle(container, f"delete {_shortened(deleted)}", dry_run=dry_run, yes=yes)
-    outcome.report("deleted", "would delete", deleted)
+    names = [location.node if location.of_every_volume else location.one_node() for location in locations]
+    params = {"names": names, "cascade": cascade, "force": force, "dry_run": dry_run}
 
+    def question(result: dict[str, Any]) -> str:
+        return f"delete {_shortened(result['names'])}"
 
-def _existing_names(container: Container, locations: Sequence[Location]) -> list[str]:
-    names: list[str] = []
-    for location in locations:
-        if location.of_every_volume:
-            names += [node.name for node in session.snapshots_of_every_volume(container, location)]
-        else:
-            names.append(location.one_node())
-    return list(dict.fromkeys(names))
+    ask = None if yes else question
+    result = session.apply_agreed(common_container(locations), wait, "delete", params, ask=ask)
+    session.report(result, "deleted", "would delete", result["names"], dry_run=dry_run)
 
 
 _ASKED_BY_NAME = 5

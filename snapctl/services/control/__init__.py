@@ -1,0 +1,1 @@
+"""Commands on a container that a server holds: JSON-RPC over a Unix socket beside the file (docs/control.md)."""

@@ -1,0 +1,168 @@
+"""What clients of the control socket may ask for: requests are judged here, and answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from snapctl.errors import InUse, SnapctlError, UsageError
+from snapctl.services import operations
+from snapctl.services.control.protocol import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    PARSE_ERROR,
+    UNKNOWN_METHOD,
+    VERSION,
+    error_object,
+)
+from snapctl.services.operations import Parameter
+
+if TYPE_CHECKING:
+    from snapctl.engine.container import Container
+    from snapctl.engine.node import Node
+    from snapctl.services.control.connection import Connection
+    from snapctl.services.live.container import LiveContainer
+
+
+class Request(NamedTuple):
+    """A request that is well-formed.
+
+    Attributes:
+        id: what the client knows it by.
+        method: its name, one of ours.
+        params: as that method takes them.
+        descriptors: that came with it, closed by whoever judged the request.
+        connection: that it came by.
+    """
+
+    id: object
+    method: str
+    params: dict[str, Any]
+    descriptors: Sequence[int]
+    connection: Connection
+
+
+class _Refused(Exception):
+    """A request that is none; with its id, an error code and why."""
+
+
+class Service(NamedTuple):
+    """A method that is no operation.
+
+    Attributes:
+        answer: gives its result.
+        params: what it takes.
+    """
+
+    answer: Callable[[Request], Awaitable[dict[str, Any]]]
+    params: dict[str, Parameter]
+
+
+class Methods:
+    """Answers the requests of all clients of one container."""
+
+    def __init__(self, live: LiveContainer, container_path: str) -> None:
+        """Take up a live container and the path of its file."""
+        self._live = live
+        self._path = container_path
+        self._started = time.monotonic()
+        self._services = {
+            "hello": Service(self._hello, {"version": Parameter("int", None)}),
+        }
+
+    async def answer(self, connection: Connection, line: bytes) -> None:
+        """Judge one line and answer it."""
+        fds = connection.take_descriptors()
+        request_id: object = None
+        try:
+            message = _parse(line)
+            request_id = message["id"]
+            request = self._judged(message, fds, connection)
+            result = await self._result(request)
+        except _Refused as refused:
+            connection.send_error(request_id, *refused.args)
+        except SnapctlError as error:
+            described = error_object(error)
+            connection.send({"jsonrpc": "2.0", "id": request_id, "error": described})
+        except Exception as error:  # noqa: BLE001 one client's trouble must not become that of the others
+            what = {"message": "a request on the control socket failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(what)
+            connection.send_error(request_id, INTERNAL_ERROR, f"internal error ({type(error).__name__}: {error})")
+        else:
+            connection.send({"jsonrpc": "2.0", "id": request_id, "result": result})
+        finally:
+            for fd in fds:
+                os.close(fd)
+        await connection.drained()
+
+    def _judged(self, message: dict[str, Any], fds: Sequence[int], connection: Connection) -> Request:
+        method, params = message["method"], message.get("params", {})
+        if not isinstance(params, dict):
+            raise _Refused(INVALID_PARAMS, "params have to be an object")
+        if method in operations.METHODS:
+            declared = operations.METHODS[method].params
+        elif method in self._services:
+            declared = self._services[method].params
+        else:
+            raise _Refused(UNKNOWN_METHOD, f"no method {method[:80]!r}")
+        try:
+            operations.check_params(params, declared)
+        except UsageError as error:
+            raise _Refused(INVALID_PARAMS, f"{method}: {error}") from error
+        return Request(message["id"], method, params, fds, connection)
+
+    async def _result(self, request: Request) -> dict[str, Any]:
+        if request.method in self._services:
+            return await self._services[request.method].answer(request)
+        return await self._change(request.method, request.params)
+
+    async def _change(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        dry_run = bool(params.get("dry_run"))
+
+        def claim(nodes: Sequence[Node], force: bool) -> None:  # noqa: FBT001 called by position
+            self._claim(nodes, force=force, dry_run=dry_run)
+
+        def change(container: Container) -> dict[str, Any]:
+            return operations.run(container, method, params, claim)
+
+        if dry_run:
+            return {**await self._live.measure(change), "usage": None}
+        return {**await self._live.change(change), "usage": self.usage()}
+
+    def _claim(self, nodes: Sequence[Node], *, force: bool, dry_run: bool) -> None:
+        """Take nodes from their users, or refuse to."""
+        used = [node for node in nodes if self._live.users.get(node.id)]
+        users = [user for node in used for user in self._live.users[node.id]]
+        if users and not force:
+            names = ", ".join(node.name for node in used)
+            clients = "a client" if len(users) == 1 else f"{len(users)} clients"
+            raise InUse(f"{names}: in use by {clients}; disconnect first, or give --force", len(users))
+        for user in users if not dry_run else ():
+            user.disconnect("its data was taken away by a command with --force")
+
+    def usage(self) -> dict[str, int]:
+        """How full the container is, as `snapctl.engine.model.Usage` has it."""
+        usage = self._live.container.usage
+        return {name: getattr(usage, name) for name in ("used_bytes", "free_bytes", "reserve_bytes")}
+
+    async def _hello(self, _request: Request) -> dict[str, Any]:
+        return {"version": VERSION, "uuid": str(self._live.container.uuid), "pid": os.getpid()}
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _Refused(PARSE_ERROR, "not JSON") from error
+    if isinstance(message, list):
+        raise _Refused(INVALID_REQUEST, "a batch is not supported; send one request after the other")
+    if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
+        raise _Refused(INVALID_REQUEST, 'not an object with "jsonrpc": "2.0"')
+    if not isinstance(message.get("id"), str | int) or not isinstance(message.get("method"), str):
+        raise _Refused(INVALID_REQUEST, "a request has an id and a method")
+    return message
