@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Self
 from snapctl.engine import deletion
 from snapctl.engine.model import Cow, Kind, Usage
 from snapctl.engine.session import Session
-from snapctl.errors import BadName, NameTaken, NodeNotFound
+from snapctl.errors import BadName, NameTaken, NodeNotFound, SnapctlError
 from snapctl.format.geometry import DEFAULT_BLOCK_SIZE, DEFAULT_TABLE_SIZE, Geometry
-from snapctl.format.record import check_name
+from snapctl.format.record import State, check_name
 from snapctl.storage import lock
 from snapctl.storage.backend import Backend, FileBackend
 from snapctl.storage.store import Store
@@ -78,7 +78,7 @@ class Container(Session):
         """
         store = Store.open_file(path, writable=writable, wait_seconds=wait_seconds)
         try:
-            return cls(store)
+            return cls(store)._ready()
         except BaseException:
             store.pages.backend.close()
             raise
@@ -94,7 +94,7 @@ class Container(Session):
     @classmethod
     def adopt(cls, backend: Backend, *, writable: bool = True) -> Container:
         """Open what stands in a file of any backend, which its owner locks; raises as `open`."""
-        return cls(Store.adopt(backend, writable=writable))
+        return cls(Store.adopt(backend, writable=writable))._ready()
 
     def destroy(self) -> None:
         """Unlink the file of a container that was made for nothing, while its lock keeps everybody else out."""
@@ -153,7 +153,7 @@ class Container(Session):
     @property
     def data_bytes(self) -> int:
         """The part of `used_bytes` that is data of nodes; the rest is tables, records, bitmaps and superblocks."""
-        return sum(node.own_bytes for node in self.nodes)
+        return sum(self.by_id(node_id).own_bytes for node_id in self.node_ids)
 
     @property
     def file_bytes(self) -> int:
@@ -179,7 +179,7 @@ class Container(Session):
         """
         volume, at, snapshot = name.partition("@")
         node_id = self._find(0, volume)
-        if node_id is None:
+        if node_id is None or node_id in self._list.unfinished:
             raise NodeNotFound(f"no volume {volume} in {self.path}")
         if not at:
             return self.by_id(node_id)
@@ -188,8 +188,11 @@ class Container(Session):
             raise NodeNotFound(f"no snapshot {snapshot} of {volume} in {self.path}")
         return self.by_id(snapshot_id)
 
-    def create_volume(self, name: str, size_bytes: int, *, cow: Cow = Cow.REDIRECT) -> Node:
+    def create_volume(self, name: str, size_bytes: int, *, cow: Cow = Cow.REDIRECT, state: State = State.IDLE) -> Node:
         """Make an empty base volume.
+
+        With state IMPORTING its name is taken, and that is all that others see of it, until it is `finished`; what
+        was committed of it and never finished is deleted when the container is opened for writing.
 
         Raises:
             BadName: it cannot be called that.
@@ -200,7 +203,20 @@ class Container(Session):
         self._check_free(0, name)
         self._geometry.check_volume_size(size_bytes)
         with self.changing():
-            return self.add(Kind.BASE, name, size_bytes=size_bytes, cow=cow)
+            return self.add(Kind.BASE, name, size_bytes=size_bytes, cow=cow, state=state)
+
+    def finish(self, node: Node) -> None:
+        """Have a volume that was being imported be one like any other."""
+        self.check_writable()
+        with self.changing():
+            node.update(state=State.IDLE)
+
+    def discard(self, node: Node) -> None:
+        """Delete a volume that was being imported; raises as `delete`."""
+        self.check_writable()
+        deletion.plan([node], cascade=False)
+        with self.changing():
+            deletion.delete(node)
 
     def snapshot(self, *names: str) -> list[Node]:
         """Take RO snapshots, ``volume@name`` each, all of the same instant (claims 1 and 2).
@@ -282,12 +298,25 @@ class Container(Session):
                 deletion.delete(node)
         return deleted
 
+    def _ready(self) -> Self:
+        """Delete what imports left that never came to their end; what cannot be deleted stays hidden."""
+        for node_id in sorted(self._list.unfinished) if self.writable else ():
+            try:
+                self.discard(self.by_id(node_id))
+                self.commit()
+            except SnapctlError:
+                self.abort()
+        return self
+
     def _find(self, volume_id: int, name: str) -> int | None:
         check_name(name)
         return self._list.find(volume_id, name)
 
     def _check_free(self, volume_id: int, name: str) -> None:
-        if self._find(volume_id, name) is not None:
+        found = self._find(volume_id, name)
+        if found in self._list.unfinished:
+            raise NameTaken(f"{name} is being imported into {self.path}")
+        if found is not None:
             what = f"{self.by_id(volume_id).short_name}@{name}" if volume_id else name
             raise NameTaken(f"{what} exists already in {self.path}")
 

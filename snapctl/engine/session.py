@@ -18,7 +18,7 @@ from snapctl.errors import Corruption, NoSpace, SnapctlError
 from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import INDEX_DEPTH, VOLUME_DEPTH, Geometry
 from snapctl.format.pointer import Pointer
-from snapctl.format.record import NodeRecord
+from snapctl.format.record import NodeRecord, State
 from snapctl.format.superblock import Superblock
 from snapctl.storage import lock
 from snapctl.storage.backend import FileBackend
@@ -104,8 +104,8 @@ class Session:
 
     @property
     def nodes(self) -> list[Node]:
-        """All nodes, oldest first."""
-        return [self.by_id(node_id) for node_id in self._list]
+        """All nodes that can be used, oldest first; what is being imported cannot."""
+        return [self.by_id(node_id) for node_id in self._list if node_id not in self._list.unfinished]
 
     def by_id(self, node_id: int) -> Node:
         """The node with a number.
@@ -337,7 +337,17 @@ class Session:
         self._changed.add(node.id)
         self._list.put(node.record)
 
-    def add(self, kind: Kind, name: str, *, size_bytes: int, cow: Cow, parent: int = 0, origin: int = 0) -> Node:
+    def add(
+        self,
+        kind: Kind,
+        name: str,
+        *,
+        size_bytes: int,
+        cow: Cow,
+        parent: int = 0,
+        origin: int = 0,
+        state: State = State.IDLE,
+    ) -> Node:
         """Make a node with an empty first table (claim 5)."""
         record = NodeRecord(
             id=self._list.new_id(),
@@ -348,6 +358,7 @@ class Session:
             size_bytes=size_bytes,
             created_ns=time.time_ns(),
             cow=cow,
+            state=state,
         )
         node = Node(self, record)
         node.begin_tables()

@@ -16,6 +16,7 @@ from snapctl.format.record import (
     FREE_RECORD,
     RO_CODE,
     NodeRecord,
+    State,
     build,
     padded_name,
     parse,
@@ -31,6 +32,7 @@ class SnapshotList:
 
     Attributes:
         next_id: the id that the next node gets; ids are never used twice.
+        unfinished: ids of the nodes that are not IDLE.
     """
 
     def __init__(self, store: Store) -> None:
@@ -50,6 +52,7 @@ class SnapshotList:
             "snapshot list",
         )
         self.next_id = store.superblock.next_node_id
+        self.unfinished: set[int] = set()
         self._pages: dict[int, bytearray] = {}
         self._changed: dict[int, int] = {}
         self._slots: dict[int, int] = {}
@@ -91,7 +94,7 @@ class SnapshotList:
     def newest_snapshot(self, volume_id: int) -> int | None:
         """The id of the RO snapshot that stands directly below a volume."""
         for child in self._children.get(volume_id, ()):
-            _, _, origin, kind, _ = self._key(child)
+            _, _, origin, kind, _, _ = self._key(child)
             if kind == RO_CODE and origin == volume_id:
                 return child
         return None
@@ -222,10 +225,12 @@ class SnapshotList:
             self._changed[index] = 0
         self._bytes(slot)[:] = record
 
-    def _key(self, node_id: int) -> tuple[int, int, int, int, bytes]:
+    def _key(self, node_id: int) -> tuple[int, int, int, int, int, bytes]:
         return next(scan_keys(self._bytes(self._slots[node_id])))
 
-    def _index(self, node_id: int, parent: int, origin: int, kind: int, name: bytes) -> None:
+    def _index(self, node_id: int, parent: int, origin: int, kind: int, state: int, name: bytes) -> None:
+        if state != State.IDLE:
+            self.unfinished.add(node_id)
         self._names[origin if kind == RO_CODE else 0, name] = node_id
         if parent in self._children:
             self._children[parent].append(node_id)
@@ -233,6 +238,7 @@ class SnapshotList:
             self._children[parent] = [node_id]
 
     def _unindex(self, node_id: int) -> None:
-        _, parent, origin, kind, name = self._key(node_id)
+        _, parent, origin, kind, _, name = self._key(node_id)
+        self.unfinished.discard(node_id)
         self._names.pop((origin if kind == RO_CODE else 0, name), None)
         self._children[parent].remove(node_id)

@@ -20,7 +20,7 @@ from snapctl.format.pointer import KIND_SHIFT, NOWHERE, PAGE, Pointer
 NAME_BYTES = 63
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _RECORD = struct.Struct("<8Q QQ QQ QQ 4B 4s 64s 328s")
-_KEY = struct.Struct("<3Q 88x B 7x 64s 328x")
+_KEY = struct.Struct("<3Q 88x B x B 5x 64s 328x")
 FREE_RECORD = bytes(RECORD_BYTES)
 """An unused slot."""
 
@@ -41,9 +41,13 @@ class Cow(StrEnum):
 
 
 class State(IntEnum):
-    """The long operation under way on a node; format version 1 knows none."""
+    """The long operation under way on a node.
+
+    A volume that is being imported is hidden until it is whole; what is left of one is deleted by the next to write.
+    """
 
     IDLE = 0
+    IMPORTING = 1
 
 
 _KINDS = {1: Kind.BASE, 2: Kind.RO, 3: Kind.RW}
@@ -79,6 +83,7 @@ class NodeRecord:
     cow: Cow = Cow.REDIRECT
     expires_ns: int = 0
     retained_until_ns: int = 0
+    state: State = State.IDLE
 
 
 class RawRecord(NamedTuple):
@@ -126,11 +131,11 @@ def scan(page: bytes | bytearray | memoryview) -> Iterator[RawRecord]:
     return map(RawRecord._make, _RECORD.iter_unpack(page))
 
 
-def scan_keys(page: bytes | bytearray | memoryview) -> Iterator[tuple[int, int, int, int, bytes]]:
+def scan_keys(page: bytes | bytearray | memoryview) -> Iterator[tuple[int, int, int, int, int, bytes]]:
     """Read what an index needs of every slot of a page of records, unverified.
 
     Yields:
-        (id, parent, origin, kind code, name padded with NUL); the id of a free slot is 0.
+        (id, parent, origin, kind code, state, name padded with NUL); the id of a free slot is 0.
     """
     return _KEY.iter_unpack(page)
 
@@ -157,7 +162,7 @@ def build(record: NodeRecord) -> bytes:
         0,
         _KIND_CODES[record.kind],
         _COW_CODES[record.cow],
-        State.IDLE,
+        record.state,
         0,
         bytes(4),
         record.name.encode("ascii"),
@@ -193,7 +198,7 @@ def parse(raw: RawRecord, geometry: Geometry) -> NodeRecord:
             ("parent", (raw.parent == 0) != (kind is Kind.BASE) or raw.parent == raw.id),
             ("origin", (raw.origin == 0) != (kind is Kind.BASE) or raw.origin == raw.id),
             ("attributes", (raw.attributes0, raw.attributes1) != NOWHERE),
-            ("state", raw.state != State.IDLE),
+            ("state", raw.state not in ((State.IDLE, State.IMPORTING) if kind is Kind.BASE else (State.IDLE,))),
             ("reserved field", bool(raw.flags or any(raw.reserved_a) or raw.target or raw.cursor)),
             ("reserved tail", raw.reserved_b.count(0) != len(raw.reserved_b)),
         )
@@ -214,4 +219,5 @@ def parse(raw: RawRecord, geometry: Geometry) -> NodeRecord:
         cow=cow,
         expires_ns=raw.expires_ns,
         retained_until_ns=raw.retained_until_ns,
+        state=State(raw.state),
     )

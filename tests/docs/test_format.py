@@ -109,8 +109,10 @@ def test_kinds_of_pointers_are_documented():
     assert {name: int(kind) for kind, name, _ in MANUAL.columns("POINTER", 1)} == KINDS
 
 
-@pytest.mark.parametrize(("field", "enumeration"), [("kind", record.Kind), ("cow", record.Cow)])
-def test_codes_in_records_are_documented(field: str, enumeration: type[record.Kind | record.Cow]):
+@pytest.mark.parametrize(
+    ("field", "enumeration"), [("kind", record.Kind), ("cow", record.Cow), ("state", record.State)]
+)
+def test_codes_in_records_are_documented(field: str, enumeration: type[record.Kind | record.Cow | record.State]):
     """Each code, written into a record, is read back as what the document says."""
     rows = table(section(DOCUMENT, "Node record"), columns="offset,size,field,meaning")
     (meaning,) = [row["meaning"] for row in rows if row["field"] == f"`{field}`"]
@@ -120,7 +122,7 @@ def test_codes_in_records_are_documented(field: str, enumeration: type[record.Ki
         node = record.NodeRecord(1, record.Kind.BASE, "db", 0, 0, 1, 0)
         changes: Any = {field: value}
         page = record.build(_replace(node, **changes))
-        built[layout.NodeRecord.parse(page)[field]] = value.value
+        built[layout.NodeRecord.parse(page)[field]] = value.name.lower() if isinstance(value, int) else value.value
     assert stated == built
 
 

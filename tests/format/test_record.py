@@ -147,7 +147,8 @@ SOUND = NodeRecord(
         ("kind", 1),  # a base with a parent
         ("cow", 0),
         ("cow", 3),
-        ("state", 1),
+        ("state", 1),  # of a volume that is no base
+        ("state", 2),
         ("flags", 1),
         ("size_bytes", 0),
         ("size_bytes", GEOMETRY.max_volume_bytes + 1),

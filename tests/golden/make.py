@@ -23,7 +23,7 @@ from snapctl.engine.node import Node
 from snapctl.errors import DataLost
 from snapctl.format.geometry import Geometry
 from snapctl.format.pointer import LOST_WORD, Pointer
-from snapctl.format.record import NAME_BYTES
+from snapctl.format.record import NAME_BYTES, State
 from tests.support import damage
 from tests.support.backends import MemoryBackend
 from tests.support.containers import BLOCK, LEAF_BYTES, SECOND_BYTES
@@ -236,6 +236,10 @@ def _lose(backend: MemoryBackend) -> None:
     for first, second, span in ((4, 6, SECOND_BYTES), (28, 30, LEAF_BYTES), (8 * 1024 - 30, 8 * 1024 - 28, BLOCK)):
         db.trim(first * span, span)
         db.write(second * span, pattern(50 + first % 10, BLOCK))
+    lab.commit()
+    half = lab.create_volume("half", LEAF_BYTES, state=State.IMPORTING)
+    _dated(half)
+    half.write(0, pattern(60, 3 * BLOCK))
     lab.commit()
 
 
