@@ -56,7 +56,7 @@ FILE_CALLERS = [
     "snapctl.storage.backend",
     # Exceptions: reads the files that are imported, and writes those that are exported or read to. They are the user's,
     # never the container, and want the same bulk calls.
-    "snapctl.services.transfer",
+    "snapctl.services.source",
     "snapctl.services.target",
 ]
 
@@ -265,7 +265,7 @@ def test_a_breach_of_the_layers_is_found(name: str, source: str):
         ("snapctl.services.nbd.wire", "from construct import Struct"),
         ("snapctl.storage.backend", "import os\nos.pread(3, 1, 0)"),
         ("snapctl.storage.pages", "import os\nname = os.fspath(path)\nbackend.pwritev(buffers, 0)"),
-        ("snapctl.services.transfer", "import os\nos.copy_file_range(3, 4, 9)"),
+        ("snapctl.services.source", "import os\nos.copy_file_range(3, 4, 9)"),
         ("snapctl.services.check", "from snapctl import __version__"),
         ("snapctl.cli.render", "from rich.table import Table\nprint('fine')"),
         ("snapctl.cli.app", "import os, sys, typer\nsys.stdout.write(os.environ['HOME'])"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from snapctl.cli.path import locate
 
 if TYPE_CHECKING:
     from snapctl.engine.node import Node
+    from snapctl.services.control.client import Client
 
 commands = typer.Typer()
 
@@ -46,12 +47,23 @@ def write(
 
 
 def _write(source: files.Source, container_path: str, name: str, offset: int, wait: float) -> None:
-    with session.changing(container_path, wait) as container:
-        node = container.node(name)
-        node.check_writable()
-        node.check_range(offset, source.remaining_bytes or 0)
-        with progress.reporting(f"writing {node.name}") as report:
-            _copy_in(source, node, offset, report)
+    label = f"writing {name}"
+
+    def here() -> dict[str, Any]:
+        with session.changing(container_path, wait) as container:
+            node = container.node(name)
+            node.check_writable()
+            node.check_range(offset, source.remaining_bytes or 0)
+            with progress.reporting(label) as report:
+                _copy_in(source, node, offset, report)
+        return {}
+
+    def there(server: Client) -> dict[str, Any]:
+        params = {"name": name, "offset_bytes": offset, "source": source.name}
+        with files.handed_over(source.file.fileno()) as fd, progress.reporting(label) as report:
+            return server.call("write", params, source=fd, progress=report)
+
+    session.here_or_there(container_path, wait, here, there)
 
 
 def _copy_in(source: files.Source, node: Node, offset_bytes: int, report: progress.Reporter) -> None:

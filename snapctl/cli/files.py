@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, TextIO
 
 from snapctl.cli import output
@@ -87,6 +87,29 @@ def open_source(path: str | None) -> Iterator[Source]:
         raise output.os_error(name, error) from error
     with file:
         yield Source(file, name, _remaining_bytes(file))
+
+
+@contextmanager
+def handed_over(descriptor: int) -> Iterator[int]:
+    """Yield a descriptor that another process can read in our place: the same one, or of a terminal a pipe from it."""
+    if not os.isatty(descriptor):
+        yield descriptor
+        return
+    from threading import Thread
+
+    # A terminal stops whoever reads it from the background.
+    reader, writer = os.pipe()
+    Thread(target=_pump, args=(descriptor, writer), daemon=True).start()
+    try:
+        yield reader
+    finally:
+        os.close(reader)
+
+
+def _pump(source: int, target: int) -> None:
+    with suppress(OSError), os.fdopen(target, "wb", buffering=0) as file:
+        while piece := os.read(source, CHUNK_BYTES):
+            file.write(piece)
 
 
 def _remaining_bytes(file: io.FileIO) -> int | None:

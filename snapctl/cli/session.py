@@ -167,36 +167,57 @@ def apply(
     Returns:
         What the operation returns.
     """
+
+    def here() -> dict[str, Any]:
+        from snapctl.services import operations
+
+        opened = changing_or_making if make else changing
+        with opened(container_path, wait_seconds) as container:
+            result = operations.run(container, method, params)
+            if params.get("dry_run"):
+                container.abort()
+        return result
+
+    def there(server: Client) -> dict[str, Any]:
+        return server.call(method, params)
+
+    return here_or_there(container_path, wait_seconds, here, there)
+
+
+def here_or_there(
+    container_path: str,
+    wait_seconds: float,
+    here: Callable[[], dict[str, Any]],
+    there: Callable[[Client], dict[str, Any]],
+) -> dict[str, Any]:
+    """Change a container by ourselves, or if it is served by way of its server.
+
+    Args:
+        container_path: the container file.
+        wait_seconds: how long to wait for others to let go of it.
+        here: opens and changes it.
+        there: has the server change it.
+
+    Returns:
+        What the one that was called returned.
+    """
     from snapctl.cli import online
 
     with online.connected(container_path, wait_seconds) as server:
         if server is not None:
-            return _apply_online(server, container_path, method, params)
+            return _changed(container_path, there, server)
     try:
-        return _apply(container_path, wait_seconds, method, params, make=make)
+        return here()
     except Locked:
         with online.connected(container_path, wait_seconds) as server:  # it may have come up meanwhile
             if server is None:
                 raise
-            return _apply_online(server, container_path, method, params)
+            return _changed(container_path, there, server)
 
 
-def _apply(
-    container_path: str, wait_seconds: float, method: str, params: dict[str, Any], *, make: bool
-) -> dict[str, Any]:
-    from snapctl.services import operations
-
-    opened = changing_or_making if make else changing
-    with opened(container_path, wait_seconds) as container:
-        result = operations.run(container, method, params)
-        if params.get("dry_run"):
-            container.abort()
-    return result
-
-
-def _apply_online(server: Client, container_path: str, method: str, params: dict[str, Any]) -> dict[str, Any]:
+def _changed(container_path: str, there: Callable[[Client], dict[str, Any]], server: Client) -> dict[str, Any]:
     check_path(container_path)
-    reply = server.call(method, params)
+    reply = there(server)
     if reply["usage"] is not None:
         from snapctl.engine.model import Usage
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from snapctl.cli import files, progress, session
 from snapctl.cli.options import CowPolicy, NewVolumePath, NodePath, Wait
 from snapctl.cli.path import locate, locate_new
+
+if TYPE_CHECKING:
+    from snapctl.services.control.client import Client
 
 commands = typer.Typer()
 
@@ -32,17 +35,31 @@ def import_(
     Example:
       snapctl import lab.snap/db disk.img
     """
-    from snapctl.engine.model import Cow
-    from snapctl.services.transfer import import_volume
-
     location = locate_new(path)
     name = location.one_node()
     files.require_standard(source, sys.stdin, "standard input")
-    with (
-        session.changing(location.container, wait) as container,
-        progress.reporting(f"importing {name}") as report,
-    ):
-        import_volume(container, name, source, cow=Cow(cow), progress=report)
+    label = f"importing {name}"
+
+    def here() -> dict[str, Any]:
+        from snapctl.engine.model import Cow
+        from snapctl.services.transfer import import_volume
+
+        with session.changing(location.container, wait) as container, progress.reporting(label) as report:
+            import_volume(container, name, source, cow=Cow(cow), progress=report)
+        return {}
+
+    def there(server: Client) -> dict[str, Any]:
+        from snapctl.services.source import open_source
+
+        with (
+            open_source(source, location.container) as opened,
+            files.handed_over(opened.fd) as fd,
+            progress.reporting(label) as report,
+        ):
+            params = {"name": name, "cow": cow, "source": opened.name}
+            return server.call("import", params, source=fd, progress=report)
+
+    session.here_or_there(location.container, wait, here, there)
 
 
 @commands.command("export")

@@ -6,44 +6,28 @@ could not be finished is removed, or never takes the place of the old one. Holes
 An export holds the container's shared lock, but of an RO snapshot, whose view never changes, it lets go every now and
 then: writers need not wait for it to end. Whatever it knows of the container's pages is forgotten at that moment.
 
-What a source must not be, and what the system says about it, becomes an error of ours here; for the target see
+What a source or a target must not be, and what the system says about it, is found in `snapctl.services.source` and
 `snapctl.services.target`.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from snapctl.engine.container import Container
 from snapctl.engine.model import Cow, Kind
-from snapctl.errors import BadSize, IoFailure, NodeNotFound, UsageError
-from snapctl.services.target import (
-    CHUNK_BYTES,
-    STANDARD,
-    STANDARD_INPUT,
-    STANDARD_OUTPUT,
-    Target,
-    check_not_container,
-    open_target,
-    translated,
-    wait_until_ready,
-)
+from snapctl.errors import BadSize, IoFailure, NodeNotFound
+from snapctl.services.source import Source, cut, open_source
+from snapctl.services.target import CHUNK_BYTES, STANDARD, STANDARD_OUTPUT, Target, open_target
 
 if TYPE_CHECKING:
     from snapctl.engine.node import Node
 
 Progress = Callable[[int, int | None], None]
 """Told the bytes done so far, holes included, and of how many if that is known."""
-
-_SHORTEST_HOLE_BYTES = 64 << 10
-"""Holes in a source are looked for at this granularity; in what is read the engine finds the blocks of zeros."""
 
 _WINDOW_BYTES = 1 << 30
 """How far an export looks ahead for data: what it finds is held in memory, together with the tables it is found in."""
@@ -80,7 +64,7 @@ def import_volume(
         NoSpace: no room in the container.
     """
     container.check_writable()
-    with _open_source(source, container.path) as opened:
+    with open_source(source, container.path) as opened:
         if opened.size_bytes:
             return _import_file(container, name, opened, cow, progress)
         return _import_stream(container, name, opened, cow, progress)
@@ -128,138 +112,21 @@ def export_node(
             return _export(node, opened, wait_seconds, progress)
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A file to import.
-
-    Attributes:
-        fd: its descriptor.
-        name: for messages.
-        start_bytes: where in the file the volume begins: at 0, unless standard input has been read from before.
-        size_bytes: how much there is; 0 if only reading to the end can tell.
-    """
-
-    fd: int
-    name: str
-    start_bytes: int
-    size_bytes: int
-
-    def fill(self, view: memoryview) -> int:
-        """Read on until `view` is full or the source ends; returns the bytes read."""
-        filled = 0
-        while filled < len(view):
-            try:
-                count = os.readv(self.fd, [view[filled:]])
-            except BlockingIOError:
-                wait_until_ready(self.fd, for_writing=False)
-                continue
-            except OSError as error:
-                raise translated(error, f"cannot read {self.name}") from error
-            if count == 0:
-                break
-            filled += count
-        return filled
-
-    def read_at(self, offset: int, view: memoryview) -> None:
-        """Fill `view` from `offset` in the volume-to-be."""
-        done = 0
-        while done < len(view):
-            try:
-                count = os.preadv(self.fd, [view[done:]], self.start_bytes + offset + done)
-            except OSError as error:
-                raise translated(error, f"cannot read {self.name}") from error
-            if count == 0:
-                raise self._shrunk()
-            done += count
-
-    def data_ranges(self) -> Iterator[tuple[int, int]]:
-        """Yield (begin, end) of what is not a hole, in order, widened to whole units of `_SHORTEST_HOLE_BYTES`."""
-        position = 0
-        while position < self.size_bytes:
-            data = self._next_data(position)
-            if data >= self.size_bytes:
-                return
-            hole = self._next_hole(data)
-            position = min(self.size_bytes, hole + -hole % _SHORTEST_HOLE_BYTES)
-            yield data - data % _SHORTEST_HOLE_BYTES, position
-
-    def _next_data(self, position: int) -> int:
-        """The first offset from `position` on that is not in a hole; where the system cannot tell, none is."""
-        try:
-            return os.lseek(self.fd, self.start_bytes + position, os.SEEK_DATA) - self.start_bytes
-        except OSError as error:
-            return self.size_bytes if error.errno == errno.ENXIO else position
-
-    def _next_hole(self, position: int) -> int:
-        try:
-            return os.lseek(self.fd, self.start_bytes + position, os.SEEK_HOLE) - self.start_bytes
-        except OSError:
-            return self.size_bytes
-
-    def check_size(self) -> None:
-        """Refuse a file that has become shorter: where holes are skipped, no read finds that out."""
-        try:
-            status = os.fstat(self.fd)
-        except OSError as error:
-            raise translated(error, f"cannot read {self.name}") from error
-        if stat.S_ISREG(status.st_mode) and status.st_size < self.start_bytes + self.size_bytes:
-            raise self._shrunk()
-
-    def _shrunk(self) -> IoFailure:
-        return IoFailure(f"{self.name} became shorter while it was being read; import it when nobody writes to it")
-
-
-@contextmanager
-def _open_source(source: str, container_path: str) -> Iterator[_Source]:
-    if not source:
-        raise UsageError("the name of the file to read is empty")
-    is_standard = source == STANDARD
-    name = "standard input" if is_standard else source
-    try:
-        fd = STANDARD_INPUT if is_standard else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise translated(error, f"cannot open {name}") from error
-    try:
-        check_not_container(fd, name, container_path)
-        start, size = _measure(fd, name, from_here=is_standard)
-        yield _Source(fd, name, start, size)
-    finally:
-        if not is_standard:
-            os.close(fd)
-
-
-def _measure(fd: int, name: str, *, from_here: bool) -> tuple[int, int]:
-    """Where to begin in a source, and how much there is; 0 if its kind, or the kernel (/proc), does not tell."""
-    try:
-        mode = os.fstat(fd).st_mode
-        if stat.S_ISDIR(mode):
-            raise IoFailure(f"cannot read {name}: it is a directory")
-        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-            return 0, 0
-        start = os.lseek(fd, 0, os.SEEK_CUR) if from_here else 0
-        end = os.lseek(fd, 0, os.SEEK_END)
-        os.lseek(fd, start, os.SEEK_SET)
-    except OSError as error:
-        raise translated(error, f"cannot read {name}") from error
-    return start, max(0, end - start)
-
-
-def _import_file(container: Container, name: str, source: _Source, cow: Cow, progress: Progress) -> Node:
+def _import_file(container: Container, name: str, source: Source, cow: Cow, progress: Progress) -> Node:
     node = container.create_volume(name, source.size_bytes, cow=cow)
     buffer = memoryview(bytearray(min(CHUNK_BYTES, source.size_bytes)))
     with container.changing():
-        for start, stop in source.data_ranges():
-            for begin, end in _cut(start, stop, CHUNK_BYTES):
-                piece = buffer[: end - begin]
-                source.read_at(begin, piece)
-                node.write(begin, piece)
-                progress(end, source.size_bytes)
+        for begin, end in source.data_ranges():
+            piece = buffer[: end - begin]
+            source.read_at(begin, piece)
+            node.write(begin, piece)
+            progress(end, source.size_bytes)
         source.check_size()
     progress(source.size_bytes, source.size_bytes)
     return node
 
 
-def _import_stream(container: Container, name: str, source: _Source, cow: Cow, progress: Progress) -> Node:
+def _import_stream(container: Container, name: str, source: Source, cow: Cow, progress: Progress) -> Node:
     """Import what tells its size only at its end: the volume grows with it, which costs a base volume nothing."""
     buffer = memoryview(bytearray(CHUNK_BYTES))
     count = source.fill(buffer)
@@ -307,7 +174,7 @@ def _ranges(node: Node, start: int, target: Target) -> Iterator[list[tuple[int, 
     """Yield what there is to write from `start` on as (begin, end), those of one chunk together."""
     chunk_bytes = target.chunk_bytes
     if not target.is_sparse:
-        yield from ([piece] for piece in _cut(start, node.size_bytes, chunk_bytes))
+        yield from ([piece] for piece in cut(start, node.size_bytes, chunk_bytes))
         return
     ranges: list[tuple[int, int]] = []
     for begin, end in _data(node, start, chunk_bytes):
@@ -321,18 +188,10 @@ def _ranges(node: Node, start: int, target: Target) -> Iterator[list[tuple[int, 
 
 def _data(node: Node, start: int, chunk_bytes: int) -> Iterator[tuple[int, int]]:
     """Yield what is not zeros from `start` on as (begin, end), cut at the ends of chunks."""
-    for window, window_end in _cut(start, node.size_bytes, _WINDOW_BYTES):
+    for window, window_end in cut(start, node.size_bytes, _WINDOW_BYTES):
         for extent in node.extents(window, window_end - window):
             if not extent.is_zero:
-                yield from _cut(extent.offset_bytes, extent.offset_bytes + extent.length_bytes, chunk_bytes)
-
-
-def _cut(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
-    """Cut a range at the multiples of `step`."""
-    while start < stop:
-        end = min(stop, start + step - start % step)
-        yield start, end
-        start = end
+                yield from cut(extent.offset_bytes, extent.offset_bytes + extent.length_bytes, chunk_bytes)
 
 
 def _check_standard(fd: int, name: str) -> None:

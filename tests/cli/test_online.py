@@ -34,11 +34,25 @@ CHANGES = {
     "trim": ["trim", "LAB/db", "--offset", "0", "--length", "4K"],
     "trim on trial": ["trim", "LAB/db", "--offset", "0", "--length", "4K", "--dry-run"],
     "trim beyond the end": ["trim", "LAB/db", "--offset", "2M", "--length", "4K"],
+    "write": ["write", "LAB/db", "--offset", "1000"],
+    "write a file": ["write", "LAB/db", "--input", "IMAGE"],
+    "write beyond the end": ["write", "LAB/db", "--offset", "1048000"],
+    "write a file beyond the end": ["write", "LAB/db", "--offset", "1M", "-i", "IMAGE"],
+    "write to a snapshot": ["write", "LAB/db@mon"],
+    "write the container": ["write", "LAB/db", "--input", "LAB"],
+    "import": ["import", "LAB/x", "IMAGE"],
+    "import a pipe": ["import", "LAB/x", "-"],
+    "import what exists": ["import", "LAB/db", "IMAGE"],
+    "import nothing": ["import", "LAB/x", "/dev/null"],
+    "import the container": ["import", "LAB/x", "LAB"],
+    "import with another policy": ["import", "LAB/x", "-", "--cow", "copy"],
+    "import under a bad name": ["import", "LAB/x@y", "-"],
 }
+PIPED = b"piped" * 3000
 
 
 def words(arguments: list[str], lab: Path) -> list[str]:
-    return [word.replace("LAB", str(lab)) for word in arguments]
+    return [word.replace("LAB", str(lab)).replace("IMAGE", str(lab.parent / "image")) for word in arguments]
 
 
 def state(lab: Path) -> object:
@@ -51,11 +65,14 @@ def state(lab: Path) -> object:
 
 @pytest.mark.parametrize("case", CHANGES)
 def test_change_of_a_served_container_is_that_of_the_file(case: str, lab: Path):
+    with (lab.parent / "image").open("wb") as image:
+        image.write(b"begin" * 1000)
+        image.truncate(200_000)
     other = Path(shutil.copy(lab, lab.with_name("twin.snap")))
-    offline = snapctl(*words(CHANGES[case], lab))
+    offline = snapctl(*words(CHANGES[case], lab), stdin=PIPED)
     expected = state(lab)
     lab.unlink()
     other.rename(lab)
     with served(lab):
-        assert snapctl(*words(CHANGES[case], lab)) == offline
+        assert snapctl(*words(CHANGES[case], lab), stdin=PIPED) == offline
     assert state(lab) == expected

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snapctl.errors import InUse, SnapctlError, UsageError
 from snapctl.services import operations
+from snapctl.services.control import transfers
 from snapctl.services.control.protocol import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
@@ -21,6 +22,7 @@ from snapctl.services.control.protocol import (
     error_object,
 )
 from snapctl.services.operations import Parameter
+from snapctl.services.source import Abandoned
 
 if TYPE_CHECKING:
     from snapctl.engine.container import Container
@@ -73,6 +75,8 @@ class Methods:
         self._started = time.monotonic()
         self._services = {
             "hello": Service(self._hello, {"version": Parameter("int", None)}),
+            "write": Service(self._write, transfers.WRITE_PARAMS),
+            "import": Service(self._import, transfers.IMPORT_PARAMS),
         }
 
     async def answer(self, connection: Connection, line: bytes) -> None:
@@ -86,6 +90,8 @@ class Methods:
             result = await self._result(request)
         except _Refused as refused:
             connection.send_error(request_id, *refused.args)
+        except Abandoned:
+            return
         except SnapctlError as error:
             described = error_object(error)
             connection.send({"jsonrpc": "2.0", "id": request_id, "error": described})
@@ -149,6 +155,12 @@ class Methods:
         """How full the container is, as `snapctl.engine.model.Usage` has it."""
         usage = self._live.container.usage
         return {name: getattr(usage, name) for name in ("used_bytes", "free_bytes", "reserve_bytes")}
+
+    async def _write(self, request: Request) -> dict[str, Any]:
+        return {**await transfers.write(self._live, request), "usage": self.usage()}
+
+    async def _import(self, request: Request) -> dict[str, Any]:
+        return {**await transfers.import_volume(self._live, request), "usage": self.usage()}
 
     async def _hello(self, _request: Request) -> dict[str, Any]:
         return {"version": VERSION, "uuid": str(self._live.container.uuid), "pid": os.getpid()}

@@ -101,6 +101,10 @@ class LiveContainer:
         """
         return Device(self.cache, self.container.node(name))
 
+    def device_of(self, node: Node) -> Device:
+        """The device of a node that is at hand, also of one that is hidden while it is being imported."""
+        return Device(self, node)
+
     def use(self, device: Device, user: User) -> None:
         """Enter a user of a device; until `release` the data stays under it unless somebody insists."""
         self.users.setdefault(device.node.id, set()).add(user)

@@ -1,0 +1,183 @@
+"""`write` and `import` through a server: the client hands over a descriptor, and the server reads it.
+
+The descriptor is read by a thread, a piece at a time, and the pieces are written as those of any other client of the
+device are: each becomes visible by itself. A volume that is being imported is hidden until it is whole. A transfer
+ends with its client's connection; what it had written stays, of an import nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from snapctl.errors import BadSize, SnapctlError, UsageError
+from snapctl.format.record import State
+from snapctl.services.operations import Parameter, cow_policy
+from snapctl.services.source import Abandoned, Source, adopt_source
+from snapctl.services.target import CHUNK_BYTES
+
+if TYPE_CHECKING:
+    from snapctl.engine.container import Container
+    from snapctl.engine.node import Node
+    from snapctl.services.control.connection import Connection
+    from snapctl.services.control.methods import Request
+    from snapctl.services.live.container import LiveContainer
+    from snapctl.services.live.device import Device
+
+WRITE_PARAMS = {
+    "name": Parameter("str", None),
+    "offset_bytes": Parameter("int", 0),
+    "source": Parameter("str", "the input"),
+}
+IMPORT_PARAMS = {
+    "name": Parameter("str", None),
+    "cow": Parameter("str", "redirect"),
+    "source": Parameter("str", "the input"),
+}
+
+
+class _Writer:
+    """A transfer as a user of the device that it writes to.
+
+    Attributes:
+        description: see `snapctl.services.live.container.User`.
+    """
+
+    def __init__(self, method: str, connection: Connection) -> None:
+        self.description = f"snapctl {method}"
+        self._connection = connection
+
+    def disconnect(self, reason: str) -> None:  # noqa: ARG002 the client learns it from the next write
+        """Stop writing."""
+        self._connection.hang_up()
+
+
+async def write(live: LiveContainer, request: Request) -> dict[str, Any]:
+    """Write a source into a volume, and return when all of it is durable.
+
+    Raises:
+        Abandoned: the client is gone.
+        SnapctlError: as `Device.write`, or the source cannot be read.
+    """
+    source = _source(live, request)
+    device = live.device(request.params["name"])
+    offset = request.params.get("offset_bytes", 0)
+    device.node.check_writable()
+    device.node.check_range(offset, source.size_bytes)
+    writer = _Writer(request.method, request.connection)
+    live.use(device, writer)
+    try:
+        position = offset
+        while True:
+            piece = memoryview(bytearray(CHUNK_BYTES - position % CHUNK_BYTES))
+            count = await asyncio.to_thread(source.fill, piece)
+            await _put(live, device, position, piece[:count])
+            position += count
+            _tell(request, position - offset, source.size_bytes or None)
+            if count < len(piece):
+                break
+    finally:
+        live.release(device, writer)
+    await live.flush()
+    return {"written_bytes": position - offset}
+
+
+async def import_volume(live: LiveContainer, request: Request) -> dict[str, Any]:
+    """Make a base volume from a source; it is hidden until all of it is durable.
+
+    Raises:
+        Abandoned: the client is gone; nothing is left of the volume.
+        SnapctlError: as `Container.create_volume` and `Device.write`, or the source cannot be read; likewise.
+    """
+    source = _source(live, request)
+    name, cow = request.params["name"], cow_policy(request.params.get("cow", "redirect"))
+    first = memoryview(bytearray(0 if source.size_bytes else CHUNK_BYTES))
+    count = await asyncio.to_thread(source.fill, first)
+    size_bytes = source.size_bytes or count
+    if not size_bytes:
+        raise BadSize(f"{source.name} is empty; a volume has at least one byte")
+
+    def begin(container: Container) -> int:
+        return container.create_volume(name, size_bytes, cow=cow, state=State.IMPORTING).id
+
+    node_id = await live.change(begin)
+    try:
+        if source.size_bytes:
+            await _copy_file(live, _node(live, node_id), source, request)
+        else:
+            size_bytes = await _copy_stream(live, _node(live, node_id), source, first[:count], request)
+
+        def finish(container: Container) -> None:
+            node = container.by_id(node_id)
+            node.resize(size_bytes, shrink=True)
+            container.finish(node)
+
+        await live.change(finish)
+    except BaseException:
+        # If this fails as well, it stays hidden, and the next to open the container deletes it.
+        with suppress(SnapctlError):
+            await live.change(lambda container: container.discard(container.by_id(node_id)))
+        raise
+    return {"name": name, "size_bytes": size_bytes}
+
+
+async def _copy_file(live: LiveContainer, node: Node, source: Source, request: Request) -> None:
+    device = live.device_of(node)
+    for begin, end in source.data_ranges():
+        piece = memoryview(bytearray(end - begin))
+        await asyncio.to_thread(source.read_at, begin, piece)
+        await _put(live, device, begin, piece)
+        _tell(request, end, source.size_bytes)
+    source.check_size()
+    _tell(request, source.size_bytes, source.size_bytes)
+
+
+async def _copy_stream(live: LiveContainer, node: Node, source: Source, piece: memoryview, request: Request) -> int:
+    """Copy what tells its size only at its end, into a volume that doubles as it fills; returns the bytes copied."""
+    device = live.device_of(node)
+    done = 0
+    while piece:
+        if done + len(piece) > node.size_bytes:
+            wanted = done + len(piece)
+            await live.change(partial(_grow, node_id=node.id, size_bytes=wanted))
+        await _put(live, device, done, piece)
+        done += len(piece)
+        _tell(request, done, None)
+        buffer = memoryview(bytearray(CHUNK_BYTES))
+        piece = buffer[: await asyncio.to_thread(source.fill, buffer)] if len(piece) == CHUNK_BYTES else buffer[:0]
+    return done
+
+
+def _grow(container: Container, *, node_id: int, size_bytes: int) -> None:
+    """Make room for that many bytes, and for as many again if the format has them."""
+    container.by_id(node_id).resize(max(size_bytes, min(2 * size_bytes, container.max_volume_bytes)))
+
+
+def _node(live: LiveContainer, node_id: int) -> Node:
+    return live.container.by_id(node_id)
+
+
+async def _put(live: LiveContainer, device: Device, offset: int, piece: memoryview) -> None:
+    while piece and not device.write(offset, piece):
+        await live.until_room()
+
+
+def _source(live: LiveContainer, request: Request) -> Source:
+    if len(request.descriptors) != 1:
+        raise UsageError(f"{request.method} takes one descriptor, to read from; {len(request.descriptors)} came")
+    name = request.params.get("source", "the input")[:4096]
+    return adopt_source(request.descriptors[0], name, live.container.path, request.connection.is_gone)
+
+
+def _tell(request: Request, done_bytes: int, total_bytes: int | None) -> None:
+    """Tell the client how far it has come.
+
+    Raises:
+        Abandoned: there is no client any more.
+    """
+    if request.connection.is_gone.is_set():
+        raise Abandoned
+    params = {"id": request.id, "done_bytes": done_bytes, "total_bytes": total_bytes}
+    request.connection.send_news({"jsonrpc": "2.0", "method": "progress", "params": params})
