@@ -8,8 +8,8 @@ means that all its units are free. For each bitmap in memory three states are ke
   may be overwritten in place, and freeing it makes it reusable at once;
 - *previous*: as the commit before left it, which the other superblock slot still stands for.
 
-The allocator takes only what is free in all three (invariant 2). A run freed by one commit is punched out of the file
-when the next is durable.
+The allocator takes only what is free in all three and in every state that is pinned (invariant 2). A run freed by one
+commit is punched out of the file when the next is durable, or when the last pin that stands for it ends.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from snapctl.format.pointer import BIRTH_SHIFT, NOWHERE, PAGE, PAGE_MASK, Pointe
 from snapctl.format.superblock import Superblock
 from snapctl.storage.bitmap import clear_bits, clear_runs, count_bits, set_bits, set_runs
 from snapctl.storage.pages import PageFile
+from snapctl.storage.pins import Pin, Pins
 from snapctl.storage.reserve import reserved_units
 from snapctl.storage.tabletree import Table, TableTree
 from snapctl.units import format_size
@@ -101,6 +102,7 @@ class SpaceMap:
         self._freed_units = 0
         self._waiting_units = 0
         self._first_unit = 0
+        self._pins = Pins()
         if committed.space_map == NOWHERE:
             self._change(0, self._geometry.first_page, in_use=True)
 
@@ -126,6 +128,41 @@ class SpaceMap:
             space.used += bits.bit_count()
         return space
 
+    def anew(self, committed: Superblock, previous: Superblock | None) -> SpaceMap:
+        """The map as of the last commit, for when the open transaction is given up; what is pinned stays so."""
+        space = SpaceMap(self._pages, committed, previous)
+        space._pins, space._waiting_units = self._pins, self._waiting_units
+        return space
+
+    @property
+    def previous(self) -> Superblock | None:
+        """The superblock of the commit before the last, if it was whole."""
+        return self._previous
+
+    def pin(self) -> Pin:
+        """Keep every page that the last commit has in use, whatever later ones free, until `unpin`."""
+        return self._pins.add({index: bitmap.committed for index, bitmap in self._bitmaps.items()})
+
+    def unpin(self, pin: Pin) -> list[tuple[int, int]]:
+        """End a pin, which makes what it alone kept available at once.
+
+        Returns:
+            Runs (page, units) that nothing stands for any more, worth punching out.
+        """
+        self._pins.remove(pin)
+        retired: list[tuple[int, int]] = []
+        for index, state in pin.states.items():
+            try:
+                bitmap = self._bitmap(index)
+            except (Corruption, IoFailure):
+                continue  # whoever needs it will hear of it
+            if state != bitmap.committed:
+                bitmap.runs = None
+                self._reconsider(index)
+                self._pins.recount(index, bitmap.committed, bitmap.previous)
+                retired += self._long_runs(index, int.from_bytes(state, "little") & ~self._busy(index, bitmap))
+        return retired
+
     @property
     def reserve(self) -> int:
         """Units of the capacity that are kept for the tables of transactions which give room back."""
@@ -135,7 +172,12 @@ class SpaceMap:
     def room(self) -> int:
         """Units of the capacity that data can still take in the open transaction; some of them may lie apart."""
         held_back = self._freed_units + self._waiting_units  # free, but a slot on disk stands for them
-        return self._limit - self._reserve - self.used - held_back
+        return self._within - self._reserve - self.used - held_back
+
+    @property
+    def _within(self) -> int:
+        """Units that may be in use; what pins alone keep is there, but to nobody's use."""
+        return self._limit - self._pins.held_units
 
     def is_fresh(self, page_no: int) -> bool:
         """Whether a page in use was born in the open transaction, so that it may be overwritten in place."""
@@ -153,7 +195,7 @@ class SpaceMap:
         Raises:
             NoSpace: the capacity would be exceeded.
         """
-        if self.used + units * count > self._limit - self._reserve:
+        if self.used + units * count > self._within - self._reserve:
             raise self.full()
         return self.allocate(units, count)
 
@@ -168,7 +210,7 @@ class SpaceMap:
         """
         if not count:
             return []
-        if self.used + units * count > self._limit - (0 if self._pages.reserve.may_be_used else self._reserve):
+        if self.used + units * count > self._within - (0 if self._pages.reserve.may_be_used else self._reserve):
             raise self.full()
         found: list[int] = []
         first = self._first_unit // self._geometry.units_per_bitmap
@@ -268,6 +310,8 @@ class SpaceMap:
                 bitmap.committed = bytes(bitmap.current)
                 bitmap.changed = False
                 bitmap.runs = None
+                if self._pins:
+                    self._pins.recount(index, bitmap.committed, bitmap.previous)
         self._tree.transaction = superblock.transaction + 1
         self._previous, self._committed = self._committed, superblock
         self.__dict__.pop("_previous_tree", None)
@@ -292,8 +336,8 @@ class SpaceMap:
         most = self._limit
         with suppress(IoFailure):  # what was asked for is durable; that nobody tells the room left does not matter
             most = min(most, self._pages.backend.room() // self._geometry.unit)
-        is_tight = self.used + self._waiting_units > most - most // 8
-        return (is_tight and self._waiting_units > 0) or next(self._retired(), None) is not None
+        is_tight = self.used + self._waiting_units + self._pins.held_units > most - most // 8
+        return (is_tight and any(bits for _, bits in self._waiting())) or next(self._retired(), None) is not None
 
     @cached_property
     def _tree(self) -> TableTree:
@@ -332,7 +376,12 @@ class SpaceMap:
     def full(self) -> NoSpace:
         """What to raise where the capacity leaves no room."""
         capacity = format_size(self._limit * self._geometry.unit)
-        return NoSpace(f"{self._pages.backend.path} is at its capacity of {capacity}; delete snapshots or trim volumes")
+        advice = "delete snapshots or trim volumes"
+        if held := self._pins.held_units:
+            advice += (
+                f"; {format_size(held * self._geometry.unit)} come free when those who read an older state are done"
+            )
+        return NoSpace(f"{self._pages.backend.path} is at its capacity of {capacity}; {advice}")
 
     def _reconsider(self, index: int) -> None:
         """Let the search for free units begin no later than at a bitmap in which some came free."""
@@ -356,8 +405,7 @@ class SpaceMap:
         base = index * per_bitmap
         if bitmap.runs is None:
             busy = (1 << min(per_bitmap, max(0, self._first_unit - base))) - 1
-            for state in (bitmap.current, bitmap.committed, bitmap.previous):
-                busy |= int.from_bytes(state, "little")
+            busy |= self._busy(index, bitmap)
             length = min(per_bitmap, self._limit - base)
             bitmap.runs = clear_runs(busy & ((1 << length) - 1), length)
             bitmap.next_run = {}
@@ -374,6 +422,13 @@ class SpaceMap:
             if runs[position][1] < units:
                 position += 1
         bitmap.next_run[units] = position
+
+    def _busy(self, index: int, bitmap: _Bitmap) -> int:
+        """The units of a bitmap that some state stands for."""
+        busy = self._pins.bits(index)
+        for state in (bitmap.current, bitmap.committed, bitmap.previous):
+            busy |= int.from_bytes(state, "little")
+        return busy
 
     def _release(self, page_no: int, units: int) -> None:
         if not self._geometry.first_page <= page_no <= self._pages.end_page - units:
@@ -425,6 +480,7 @@ class SpaceMap:
                     self._previous_tree = None
             bitmap = _Bitmap(bytearray(committed), committed, previous, pointer.word0 & PAGE_MASK)
             self._bitmaps[index] = bitmap
+            self._pins.note(index, committed)
         return bitmap
 
     def _read(self, pointer: Pointer) -> bytes:
@@ -444,12 +500,17 @@ class SpaceMap:
             return None
 
     def _retired(self) -> Iterator[tuple[int, int]]:
-        """Long runs that the previous commit had in use, and neither the last nor the open transaction has."""
+        """Long runs that only the previous commit has in use, and nobody else."""
+        for index, bits in self._waiting():
+            yield from self._long_runs(index, bits)
+
+    def _waiting(self) -> Iterator[tuple[int, int]]:
+        """What only the previous commit keeps from being used, as (index of a bitmap, its bits as a number)."""
         for index in sorted(self._differing):
             bitmap = self._bitmap(index)
             states = (bitmap.previous, bitmap.committed, bitmap.current)
             before, last, now = (int.from_bytes(state, "little") for state in states)
-            yield from self._long_runs(index, before & ~last & ~now)
+            yield index, before & ~last & ~now & ~self._pins.bits(index)
 
     def _long_runs(self, index: int, bits: int) -> Iterator[tuple[int, int]]:
         """The runs of set bits of one bitmap that are worth punching out, as (page, units)."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 from snapctl.errors import (
     BadSize,
@@ -32,11 +33,26 @@ from snapctl.format.superblock import (
 from snapctl.storage import lock
 from snapctl.storage.backend import Backend, FileBackend
 from snapctl.storage.pages import Adopted, PageFile
+from snapctl.storage.pins import Pin
 from snapctl.storage.spacemap import SpaceMap
-from snapctl.storage.superblocks import choose_superblocks, sound_page
+from snapctl.storage.superblocks import choose_superblocks, sound_page, superblock_area
 from snapctl.units import exact_size
 
 _SMALLEST_CAPACITY_TABLES = 64
+
+
+class Pinned(NamedTuple):
+    """A committed state that is kept whole.
+
+    Attributes:
+        pin: what keeps it.
+        superblock: what it hangs from.
+        area: the superblock area of a file that holds this state and no later one.
+    """
+
+    pin: Pin
+    superblock: Superblock
+    area: bytes
 
 
 class Store:
@@ -198,7 +214,32 @@ class Store:
         self.discard()
         _, previous = choose_superblocks(self.pages.backend)
         self.pages.end_page = self.superblock.pages_total
-        self.space = SpaceMap(self.pages, self.superblock, previous)
+        self.space = self.space.anew(self.superblock, previous)
+
+    def pin(self) -> Pinned:
+        """Keep the state of the last commit whole, whatever is done after, until `unpin`.
+
+        The open transaction does not matter, nor does one that is being committed: the state is the one of
+        `superblock`, even if the file has a later one already.
+
+        Raises:
+            Poisoned: a failure made the container unusable.
+            IoFailure: the system refuses.
+        """
+        self.pages.check_usable()
+        area = superblock_area(self.pages.backend, self.superblock, self.space.previous)
+        return Pinned(self.space.pin(), self.superblock, area)
+
+    def unpin(self, pinned: Pinned) -> None:
+        """End a pin; long runs that it alone kept go back to the file system.
+
+        Raises:
+            IoFailure: the system refuses.
+        """
+        retired = self.space.unpin(pinned.pin)
+        if self.pages.is_usable:
+            for page_no, units in retired:
+                self.pages.punch(page_no, units)
 
     def seal(self, snapshot_list: Pointer, next_node_id: int, node_count: int) -> None:
         """Write the placed space map: with it all is written that the next superblock refers to, but for the sync.

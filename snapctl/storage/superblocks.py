@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from snapctl.errors import Corruption, IoFailure, NotAContainer, UnsupportedFormat
+from snapctl.format.geometry import SUPERBLOCK_AREA
 from snapctl.format.layout import SUPERBLOCK_BYTES
 from snapctl.format.superblock import (
     COPIES,
@@ -78,6 +79,31 @@ def choose_superblocks(backend: Backend) -> tuple[Superblock, Superblock | None]
     # A copy in the slot of the last commit is no state to keep: opening for writing writes both copies of that slot.
     others = (found for found in copies if found.transaction < current.transaction and found.slot != current.slot)
     return current, max(others, key=lambda found: found.transaction, default=None)
+
+
+def superblock_area(backend: Backend, current: Superblock, previous: Superblock | None) -> bytes:
+    """The superblock area as it stands in the file, but for a commit that is being written after `current`.
+
+    In the slot that such a commit is written to, `previous` stood, and stands again in what this returns.
+
+    Raises:
+        IoFailure: the system refuses.
+    """
+    area = bytearray(SUPERBLOCK_AREA)
+    backend.read_into(0, area)
+    slot = 1 - current.slot
+    places = [slice(at, at + SUPERBLOCK_BYTES) for at in (copy_offset(slot, copy) for copy in range(COPIES))]
+    if any(_is_later(bytes(area[place]), current) for place in places):
+        for place in places:
+            area[place] = bytes(SUPERBLOCK_BYTES) if previous is None else build(previous)
+    return bytes(area)
+
+
+def _is_later(page: bytes, current: Superblock) -> bool:
+    try:
+        return parse(page).transaction > current.transaction
+    except (Corruption, UnsupportedFormat):
+        return False
 
 
 def heal_superblocks(backend: Backend) -> list[tuple[int, int]]:
