@@ -22,7 +22,8 @@ The tree (exit code in brackets)::
     |   |-- DamagedTable [4]        a table that cannot be used; nothing beneath it can be reached
     |   `-- DataLost [4]            a block marked as damaged beyond repair
     |-- Locked [5]                  held by another process
-    `-- NoSpace [6]                 the disk or the container's capacity is full
+    |-- NoSpace [6]                 the disk or the container's capacity is full
+    `-- ViewEnded [1]               the server that kept a state for us to read is gone
 
 Exit codes 3 (leaks only) and 7 (differs) are results of commands, not errors.
 """
@@ -177,3 +178,7 @@ class NoSpace(SnapctlError):
     """The file system or the container's capacity has no room left."""
 
     exit_code = 6
+
+
+class ViewEnded(SnapctlError):
+    """The server that kept a state of its container whole, for another process to read, went away."""

@@ -24,8 +24,9 @@ from snapctl.storage import lock
 from snapctl.storage.backend import FileBackend
 from snapctl.storage.pages import PageFile
 from snapctl.storage.spacemap import SpaceMap
-from snapctl.storage.store import Store
+from snapctl.storage.store import Pinned, Store
 from snapctl.storage.tabletree import TableTree
+from snapctl.storage.view import ViewBackend
 
 _RESIDENT_BYTES = 64 * 1024 * 1024
 
@@ -252,6 +253,14 @@ class Session:
             self._store.reset()
             self._begin({**self._nodes, **self._removed})
 
+    def pin(self) -> Pinned:
+        """Keep the state of the last commit whole for somebody else to read, until `unpin`; raises as `Store.pin`."""
+        return self._store.pin()
+
+    def unpin(self, pinned: Pinned) -> None:
+        """End a pin; raises as `Store.unpin`."""
+        self._store.unpin(pinned)
+
     def close(self) -> None:
         """Close the file and let go of the lock, giving up what was not committed and the room that it took."""
         try:
@@ -265,20 +274,26 @@ class Session:
     def let_writers_in(self, wait_seconds: float) -> None:
         """In the middle of a long read, let go of the lock for a moment and take up what was committed meanwhile.
 
-        Nodes deleted meanwhile are gone; those that remain can be used as before.
+        There is no lock on a view, which is exchanged for a newer one from time to time. Nodes deleted meanwhile are
+        gone; those that remain can be used as before.
 
         Raises:
             Locked: others held it for longer than `wait_seconds`; the container is closed, lest it be read unlocked.
+            ViewEnded: the server of the view is gone.
             Corruption: what was committed meanwhile cannot be read.
         """
         backend = self._store.pages.backend
-        if self.writable or not isinstance(backend, FileBackend):
+        if isinstance(backend, ViewBackend):
+            if not backend.renew():
+                return
+        elif self.writable or not isinstance(backend, FileBackend):
             return
-        try:
-            lock.pause(backend.fd, backend.path, wait_seconds=wait_seconds)
-        except BaseException:
-            backend.close()
-            raise
+        else:
+            try:
+                lock.pause(backend.fd, backend.path, wait_seconds=wait_seconds)
+            except BaseException:
+                backend.close()
+                raise
         store = Store.adopt(backend, writable=False)
         if store.superblock != self._store.superblock:
             self._store = store

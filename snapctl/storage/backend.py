@@ -12,6 +12,7 @@ import os
 import stat
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from snapctl.errors import IoFailure, NameTaken, NoSpace, NotAContainer, SnapctlError
@@ -127,6 +128,20 @@ class FileBackend:
             raise _translate(error, f"cannot create {path}") from error
         return cls(path, fd)
 
+    def reopen(self) -> int:
+        """A descriptor of this very file for reading only, which shares nothing with ours, our lock least of all.
+
+        Raises:
+            IoFailure: the system refuses, or neither has a path of the file left.
+        """
+        for path in (f"/proc/self/fd/{self.fd}", self.path):
+            with suppress(OSError):
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                if os.path.samestat(os.fstat(fd), os.fstat(self.fd)):
+                    return fd
+                os.close(fd)
+        raise IoFailure(f"cannot open {self.path} once more: its name leads to another file, or to none")
+
     def remove(self) -> None:
         """Unlink the file, which the caller has locked, unless its name has become another file's."""
         if self.is_named():
@@ -224,6 +239,11 @@ class FileBackend:
         except OSError as error:
             raise self._failure("stat", error) from error
         return status.st_blocks * _STAT_BLOCK_BYTES + system.f_bavail * system.f_frsize
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not closed yet."""
+        return self.fd != _CLOSED
 
     def close(self) -> None:
         """See `Backend`."""

@@ -137,8 +137,8 @@ class Methods:
             return operations.run(container, method, params, claim)
 
         if dry_run:
-            return {**await self._live.measure(change), "usage": None}
-        return {**await self._live.change(change), "usage": self.usage()}
+            return {**await self._live.at_rest(change), "usage": None}
+        return {**await self._live.change(change, gives_room=method == "delete"), "usage": self.usage()}
 
     def _claim(self, nodes: Sequence[Node], *, force: bool, dry_run: bool) -> None:
         """Take nodes from their users, or refuse to."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol, Self, TypeVar
 
 from snapctl.engine.container import Container
@@ -15,6 +16,7 @@ from snapctl.engine.node import Node
 from snapctl.services.live.cache import Cache
 from snapctl.services.live.device import Device
 from snapctl.services.live.generation import Operation
+from snapctl.services.live.view import View, view
 
 T = TypeVar("T")
 
@@ -88,6 +90,10 @@ class LiveContainer:
         finally:
             await self.cache.close()
             self.container.close()
+
+    def view(self) -> AbstractAsyncContextManager[View]:
+        """Keep a state of the container whole for another process to read; raises as `flush`."""
+        return view(self)
 
     def nodes(self) -> list[Node]:
         """All that can be used as a device, oldest first."""
