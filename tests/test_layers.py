@@ -29,6 +29,7 @@ LIBRARIES = {
     "click": ["snapctl.cli"],
     "construct": ["snapctl.format", "snapctl.services.nbd.wire"],
     "ctypes": ["snapctl.storage.backend"],
+    "mfusepy": ["snapctl.services.mount.binding"],
     "rich": ["snapctl.cli.render"],
     "typer": ["snapctl.cli"],
 }

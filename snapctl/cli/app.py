@@ -37,6 +37,7 @@ COMMANDS = {
     "check": "check",
     "scrub": "scrub",
     "serve": "serve",
+    "mount": "mount",
 }
 """Every command and the module of this package whose `commands` defines it, in the order of the help."""
 

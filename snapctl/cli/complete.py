@@ -26,6 +26,11 @@ def container(incomplete: str) -> list[Candidate]:
     return list(_files(incomplete, behind_container=""))
 
 
+def directory(incomplete: str) -> list[Candidate]:
+    """Complete the path of a directory."""
+    return [candidate for candidate in _files(incomplete, behind_container="") if candidate[1] == "directory"]
+
+
 def any_node(incomplete: str) -> list[Candidate]:
     """Complete the path of a volume or a snapshot."""
     return _complete(incomplete, _volumes_and_snapshots)

@@ -49,6 +49,15 @@ def ignore() -> None:
         signal.signal(signal_no, signal.SIG_IGN)
 
 
+def to_loop(received: Callable[[int], object]) -> None:
+    """Have the running event loop call `received` with each signal that is not set to be ignored."""
+    import asyncio
+
+    for signal_no in _SIGNALS:
+        if signal.getsignal(signal_no) is not signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(signal_no, received, signal_no)
+
+
 @contextmanager
 def until_committing() -> Iterator[Callable[[], None]]:
     """Let signals interrupt the block only until it calls the yielded function, just before its commit.

@@ -60,6 +60,15 @@ ContainerPath = Annotated[
         show_default=False,
     ),
 ]
+MountedPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONTAINER",
+        help="The container file.",
+        autocompletion=complete.container,
+        show_default=False,
+    ),
+]
 NewContainerPath = Annotated[
     str,
     typer.Argument(

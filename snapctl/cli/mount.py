@@ -1,0 +1,117 @@
+"""`mount`: volumes and snapshots as files in a directory."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from snapctl.cli import complete, interrupt, output, session
+from snapctl.cli.options import MountedPath, Wait
+from snapctl.cli.path import locate
+from snapctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from asyncio import Future
+    from collections.abc import Coroutine
+
+    from snapctl.engine.container import Container
+
+commands = typer.Typer()
+
+
+@commands.command("mount")
+def mount(
+    path: MountedPath,
+    directory: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIRECTORY",
+            help="Where; an empty directory.",
+            autocompletion=complete.directory,
+            show_default=False,
+        ),
+    ],
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Refuse all writes; others may read meanwhile.")
+    ] = False,
+    allow_other: Annotated[
+        bool,
+        typer.Option("--allow-other", help="Let other users in, as far as the container file's permissions let them."),
+    ] = False,
+    wait: Wait = 5.0,
+) -> None:
+    """Show volumes and snapshots as files in a directory.
+
+    Goes on until the directory is unmounted, or Ctrl-C or SIGTERM does so; then all that was written is durable. Prints
+    a line when the files can be used. Needs the extra 'fuse' (pip install 'snapctl[fuse]') and libfuse 3 (Debian's
+    package fuse3).
+
+    If the process is killed, its directory stays behind without it: 'fusermount3 -u DIRECTORY' clears that away.
+
+    \b
+    Examples:
+      snapctl mount lab.snap /mnt/lab
+      mount -o loop /mnt/lab/db /mnt/db
+    """
+    # mfusepy takes libfuse 2 where both are installed.
+    os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
+    from snapctl.engine.container import Container
+    from snapctl.services.mount.directory import check
+
+    location = locate(path)
+    if location.node is not None:
+        raise UsageError(f"{location}: name the container; all its volumes and snapshots are mounted together")
+    session.check_path(location.container)
+    check(directory)
+    import asyncio
+
+    # libfuse goes to the root directory.
+    container_path = os.path.abspath(location.container)
+    container = Container.open(container_path, writable=not read_only, wait_seconds=wait)
+    asyncio.run(_serve(container, directory, allow_other=allow_other))
+
+
+async def _serve(container: Container, directory: str, *, allow_other: bool) -> None:
+    """Mount until somebody unmounts, then commit and close.
+
+    A first signal unmounts. What is in use stays so until it is closed; a second signal does not wait for that.
+    """
+    import asyncio
+
+    from snapctl.services.live.container import LiveContainer
+    from snapctl.services.mount.directory import Mount
+
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    live = LiveContainer(container)
+    try:
+        interrupt.to_loop(signals.put_nowait)
+        # Here goes the control socket: `async with ControlServer(live, container.path):`.
+        mounted = Mount(live, directory, allow_other=allow_other, report=lambda error: output.complain(str(error)))
+        await mounted.start()
+        ended = asyncio.ensure_future(mounted.wait())
+        try:
+            output.emit_lines([f"{container.path} is mounted on {mounted.directory}"])
+            output.flush()
+            await _first(ended, signals.get())
+        finally:
+            users = await mounted.unmount()
+        if not ended.done():
+            for user in users:
+                output.complain(f"still in use: {user}")
+            await _first(ended, signals.get())
+        if ended.done():
+            ended.result()
+    finally:
+        await live.close()
+
+
+async def _first(ended: Future[None], signal: Coroutine[None, None, int]) -> None:
+    """Wait until the mount has ended, or a signal has come."""
+    import asyncio
+
+    signalled = asyncio.ensure_future(signal)
+    either: list[Future[Any]] = [ended, signalled]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    signalled.cancel()
