@@ -10,7 +10,7 @@ import typer
 from snapctl.cli import complete, interrupt, output, session
 from snapctl.cli.options import MountedPath, Wait
 from snapctl.cli.path import locate
-from snapctl.errors import UsageError
+from snapctl.errors import SnapctlError, UsageError
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -97,12 +97,12 @@ async def _serve(container: Container, directory: str, *, allow_other: bool) -> 
             await _first(ended, signals.get())
         finally:
             users = await mounted.unmount()
+        for user in users:
+            output.complain(f"waiting for {user}")
+        await _first(ended, signals.get())
         if not ended.done():
-            for user in users:
-                output.complain(f"still in use: {user}")
-            await _first(ended, signals.get())
-        if ended.done():
-            ended.result()
+            raise SnapctlError(f"{mounted.directory} was still in use; all that had been written to it is durable")
+        ended.result()
     finally:
         await live.close()
 

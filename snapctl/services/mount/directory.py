@@ -23,10 +23,10 @@ _DEVICE = "/dev/fuse"
 
 
 def check(directory: str) -> None:
-    """Refuse, before anything is opened, what cannot be mounted on, and a system that cannot mount.
+    """Refuse what cannot be mounted on.
 
     Raises:
-        SnapctlError: no directory, one that is not empty or has something mounted on it, or FUSE is missing.
+        SnapctlError: no directory, or one that is not empty or has something mounted on it, dead or alive.
     """
     try:
         entries = os.listdir(directory)
@@ -44,11 +44,19 @@ def check(directory: str) -> None:
         raise SnapctlError(f"{directory}: something is mounted here already; '{_UNMOUNT} -u {directory}' unmounts it")
     if entries:
         raise SnapctlError(f"{directory}: not empty; what is in it could not be reached while mounted")
+
+
+def check_system() -> None:
+    """Refuse a system that cannot mount.
+
+    Raises:
+        SnapctlError: the binding, libfuse, its program or the kernel's device is missing.
+    """
+    binding.load()
     if shutil.which(_UNMOUNT) is None:
         raise SnapctlError(f"mounting needs {_UNMOUNT}, which is not installed; on Debian: apt-get install fuse3")
     if not os.path.exists(_DEVICE):
-        raise SnapctlError(f"mounting needs {_DEVICE}, which is not there: load the module fuse of the kernel")
-    binding.load()
+        raise SnapctlError(f"mounting needs {_DEVICE}, which is not there: load the kernel's module 'fuse'")
 
 
 class Mount:
@@ -88,6 +96,7 @@ class Mount:
         Raises:
             SnapctlError: it cannot be mounted.
         """
+        check_system()
         # A daemon, so that a process that has given up on its users can end.
         threading.Thread(target=self._serve, name="fuse", daemon=True).start()
         ready = asyncio.ensure_future(self._is_ready.wait())
@@ -110,6 +119,8 @@ class Mount:
         Returns:
             Who has files open; these go on working until they are closed, and `wait` waits for that.
         """
+        if self._ended.done():
+            return []
         if not await asyncio.to_thread(_unmount, self.directory):
             await asyncio.to_thread(_unmount, self.directory, "-z")
         return self._files.users()
