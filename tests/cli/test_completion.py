@@ -63,6 +63,9 @@ def answers(line: str, folder: Path, *, variable: str = "") -> list[str]:
         ("snapctl write lab.snap/db --input ", []),
         ("snapctl read lab.snap/nosuch", []),
         ("snapctl read nosuch/", []),
+        ("snapctl mount l", ["lab.snap"]),
+        ("snapctl mount lab.snap s", ["sub/"]),
+        ("snapctl mount lab.snap l", []),
     ],
 )
 def test_program_offers_what_fits(line: str, offered: list[str], folder: Path):

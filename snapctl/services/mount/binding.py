@@ -182,9 +182,9 @@ class Operations:
         return self._call(self._files.statistics)
 
     def open(self, path: str, flags: int) -> int:
-        """Open a file for the process that libfuse names."""
-        _, _, process = load().fuse_get_context()
-        return self._call(self._files.open, _name(path), flags, _describe(process))
+        """Open a file for the process that libfuse names a thread of."""
+        _, _, thread = load().fuse_get_context()
+        return self._call(self._files.open, _name(path), flags, _describe(thread))
 
     def release(self, _path: str, handle: int) -> int:
         """Close a file."""
@@ -208,12 +208,15 @@ class Operations:
         """Find data or a hole."""
         return self._call(self._files.seek, handle, offset, whence)
 
-    def fsync(self, _path: str, _data_only: int, _handle: int) -> int:
+    def fsync(self, _path: str, _data_only: int, handle: int) -> int:
+        """Make everything durable."""
+        self._run(self._files.flush(handle))
+        return 0
+
+    def fsyncdir(self, _path: str, _data_only: int, _handle: int) -> int:
         """Make everything durable."""
         self._run(self._files.flush())
         return 0
-
-    fsyncdir = fsync
 
     def truncate(self, path: str, length: int, _handle: int | None = None) -> int:
         """Refuse to change a size."""
@@ -231,9 +234,12 @@ def _name(path: str) -> str:
     return path.removeprefix("/")
 
 
-def _describe(process: int) -> str:
+def _describe(thread: int) -> str:
+    """Name the process of a thread, as far as the system tells."""
     try:
+        status = Path(f"/proc/{thread}/status").read_text(encoding="utf-8", errors="replace")
+        process = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)["Tgid"]
         command = Path(f"/proc/{process}/comm").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return f"process {process}"
+    except (OSError, KeyError):
+        return f"process {thread}"
     return f"process {process} ({command})"

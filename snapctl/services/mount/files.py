@@ -247,8 +247,10 @@ class Files:
             raise refusal(errno.ENXIO)
         return size
 
-    async def flush(self) -> None:
-        """Return when everything written before is durable; raises as `LiveContainer.flush`."""
+    async def flush(self, handle: int | None = None) -> None:
+        """Return when everything written before, to whatever file, is durable; raises as `LiveContainer.flush`."""
+        if handle is not None:
+            self._file(handle)
         await self._live.flush()
 
     def _file(self, handle: int) -> OpenFile:
