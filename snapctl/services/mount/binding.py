@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import stat
 from collections.abc import Callable, Coroutine
 from concurrent import futures
@@ -142,11 +143,28 @@ class Operations:
         self._loop = loop
         self._ready = ready
         self._report = report
+        self._synchronous: set[int] = set()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Let a coroutine run on the loop, and give its result or its error to libfuse."""
+        return self._result(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def _call(self, function: Callable[..., T], *arguments: object) -> T:
+        """As `_run`, of a plain function, for which the loop needs no task."""
+        answer: futures.Future[T] = futures.Future()
+
+        def work() -> None:
+            try:
+                answer.set_result(function(*arguments))
+            except Exception as error:  # noqa: BLE001 it is raised where the answer is awaited
+                answer.set_exception(error)
+
+        self._loop.call_soon_threadsafe(work)
+        return self._result(answer)
+
+    def _result(self, answer: futures.Future[T]) -> T:
         try:
-            return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+            return answer.result()
         except SnapctlError as error:
             number = error_number(error)
             if number == errno.EIO:
@@ -154,12 +172,6 @@ class Operations:
             raise refusal(number) from error
         except futures.CancelledError as error:
             raise refusal(errno.EIO) from error
-
-    def _call(self, function: Callable[..., T], *arguments: object) -> T:
-        async def work() -> T:
-            return function(*arguments)
-
-        return self._run(work())
 
     def init(self, _path: str) -> None:
         """Take note that the system has mounted it."""
@@ -184,10 +196,14 @@ class Operations:
     def open(self, path: str, flags: int) -> int:
         """Open a file for the process that libfuse names a thread of."""
         _, _, thread = load().fuse_get_context()
-        return self._call(self._files.open, _name(path), flags, _describe(thread))
+        handle = self._call(self._files.open, _name(path), flags, _describe(thread))
+        if flags & os.O_DSYNC:  # O_SYNC includes it
+            self._synchronous.add(handle)
+        return handle
 
     def release(self, _path: str, handle: int) -> int:
         """Close a file."""
+        self._synchronous.discard(handle)
         self._call(self._files.release, handle)
         return 0
 
@@ -197,12 +213,20 @@ class Operations:
 
     def write(self, _path: str, data: bytes, offset: int, handle: int) -> int:
         """Write to an open file."""
-        return self._run(self._files.write(handle, offset, data))
+        return self._change(handle, self._files.write, offset, data)
 
     def fallocate(self, _path: str, mode: int, offset: int, length: int, handle: int) -> int:
         """Punch a hole, or make a range zero."""
-        self._run(self._files.allocate(handle, mode, offset, length))
+        self._change(handle, self._files.allocate, mode, offset, length)
         return 0
+
+    def _change(self, handle: int, change: Callable[..., int | None], *arguments: object) -> int:
+        """Change a file as soon as the cache has room for it; durably if the file was opened so."""
+        while (done := self._call(change, handle, *arguments)) is None:
+            self._run(self._files.until_room())
+        if handle in self._synchronous:
+            self._run(self._files.flush(handle))
+        return done
 
     def lseek(self, offset: int, whence: int, handle: int) -> int:
         """Find data or a hole."""

@@ -18,8 +18,6 @@ from snapctl.engine.model import Kind
 from snapctl.format.record import NAME_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from snapctl.engine.node import Node
     from snapctl.services.live.container import LiveContainer
     from snapctl.services.live.device import Device
@@ -45,14 +43,12 @@ class OpenFile:
     Attributes:
         device: what it reads and writes.
         description: who has it open, for people.
-        is_synchronous: each write is durable before it returns (O_DSYNC, O_SYNC).
     """
 
-    def __init__(self, device: Device, description: str, flags: int) -> None:
+    def __init__(self, device: Device, description: str) -> None:
         """Not for callers; ask `Files` to open one."""
         self.device = device
         self.description = description
-        self.is_synchronous = bool(flags & os.O_DSYNC)
         self._is_gone = False
 
     def disconnect(self, reason: str) -> None:  # noqa: ARG002 a file has no way to tell it
@@ -159,7 +155,7 @@ class Files:
         device = self._live.device(name)
         if flags & os.O_ACCMODE != os.O_RDONLY and device.is_read_only:
             raise refusal(errno.EROFS)
-        handle, file = next(self._handles), OpenFile(device, description, flags)
+        handle, file = next(self._handles), OpenFile(device, description)
         self._live.use(device, file)
         self._open[handle] = file
         return handle
@@ -186,43 +182,44 @@ class Files:
         device.read_into(offset, data)
         return bytes(data)
 
-    async def write(self, handle: int, offset: int, data: bytes) -> int:
+    def write(self, handle: int, offset: int, data: bytes) -> int | None:
         """Write up to the end of the file; raises as `Device.write`.
 
         Returns:
-            How many bytes there was room for.
+            How many bytes there was place for; None if the cache has no room just now, and nothing was written.
         """
-        file = self._file(handle)
-        room = file.device.size_bytes - offset
-        if room <= 0 < len(data):
+        device = self._file(handle).device
+        place = device.size_bytes - offset
+        if place <= 0 < len(data):
             raise refusal(errno.ENOSPC)
-        fitting = data[:room]
-        await self._change(file, lambda: file.device.write(offset, fitting))
+        fitting = data[:place]
+        if not device.write(offset, fitting):
+            return None
+        self._written_ns[device.node.id] = time.time_ns()
         return len(fitting)
 
-    async def allocate(self, handle: int, mode: int, offset: int, length: int) -> None:
+    def allocate(self, handle: int, mode: int, offset: int, length: int) -> int | None:
         """Make a range read as zeros, as fallocate(2) does in its modes for that; raises as `Device.zero`.
 
         Room is not set aside: in the other modes the call is not supported.
+
+        Returns:
+            Zero; None as `write`.
         """
-        file = self._file(handle)
+        device = self._file(handle).device
         if mode & ~KEEP_SIZE not in {PUNCH_HOLE, ZERO_RANGE}:
             raise refusal(errno.EOPNOTSUPP)
-        room = file.device.size_bytes - offset
-        if length > room and not mode & KEEP_SIZE:
+        place = device.size_bytes - offset
+        if length > place and not mode & KEEP_SIZE:
             raise refusal(errno.EPERM)
-        fitting = min(length, room)
-        if fitting > 0:
-            await self._change(file, lambda: file.device.zero(offset, fitting))
+        if place > 0 and not device.zero(offset, min(length, place)):
+            return None
+        self._written_ns[device.node.id] = time.time_ns()
+        return 0
 
-    async def _change(self, file: OpenFile, attempt: Callable[[], bool]) -> None:
-        """Change a file once the cache has room for it."""
-        while not attempt():
-            await self._live.until_room()
-            file.check()
-        self._written_ns[file.device.node.id] = time.time_ns()
-        if file.is_synchronous:
-            await self._live.flush()
+    async def until_room(self) -> None:
+        """Return when what was not written for want of room in the cache may be tried again."""
+        await self._live.until_room()
 
     def truncate(self, name: str, length: int) -> None:
         """Refuse to change the size, which ``snapctl resize`` does; the present one may be set."""
