@@ -414,10 +414,11 @@ def test_the_tables_that_a_walk_keeps_in_memory_are_bounded():
     backend = MemoryBackend()
     container = small_container(backend)
     volume = container.create_volume("v", LARGEST)
+    written = {at // BLOCK + i for at in range(0, LARGEST - LEAF_BYTES, LEAF_BYTES) for i in (0, 2)}
     for number in range(8):
         container.snapshot(f"v@{number}")
-        for at in range(0, LARGEST, LEAF_BYTES):
-            volume.write(at, b"x")
+        for block_no in written:
+            volume.write(block_no * BLOCK, b"x")
     container.commit()
     reopened = Container.adopt(backend, writable=False)
     reopened.most_resident_tables = 40
@@ -426,4 +427,4 @@ def test_the_tables_that_a_walk_keeps_in_memory_are_bounded():
         most = max(most, reopened.pages.resident_tables)
     # The bound, the first tables, and one more table of each level of each snapshot.
     assert most <= 40 + 8 + 2 * 8
-    assert told(reopened["v"], reopened["v@0"]) == set(range(0, -(-LARGEST // BLOCK), LEAF_BYTES // BLOCK))
+    assert told(reopened["v"], reopened["v@0"]) == written
