@@ -30,6 +30,7 @@ LIBRARIES = {
     "construct": ["snapctl.format", "snapctl.services.nbd.wire"],
     "ctypes": ["snapctl.storage.backend"],
     "mfusepy": ["snapctl.services.mount.binding"],
+    "prometheus_client": ["snapctl.services.metrics"],
     "rich": ["snapctl.cli.render"],
     "typer": ["snapctl.cli"],
 }
