@@ -142,8 +142,8 @@ def every_error(error: type[errors.SnapctlError]) -> Iterator[type[errors.Snapct
 
 
 def test_environment_is_described():
-    stated = re.findall(r"^\.It Ev (\w+)$", MANUAL.section("ENVIRONMENT"), re.MULTILINE)
-    assert stated == [path.VARIABLE]
+    stated = re.findall(r"^\.It Ev (.+)$", MANUAL.section("ENVIRONMENT"), re.MULTILINE)
+    assert stated == [path.VARIABLE, "LISTEN_FDS , LISTEN_PID", "NOTIFY_SOCKET"]
 
 
 def test_block_sizes_are_those_of_the_format():

@@ -50,7 +50,11 @@ class Disk:
         return pages
 
     def commit(self) -> None:
-        self.store.commit(page_pointer(TINY.first_page, 0, 0), 1, 0)
+        self.store.seal(page_pointer(TINY.first_page, 0, 0), 1, 0)
+        again = True
+        while again:
+            self.store.make_durable()
+            again = self.store.conclude()
 
     def pin(self) -> Reader:
         """Pin the last commit, going by what stands on disk."""

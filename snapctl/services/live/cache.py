@@ -46,7 +46,7 @@ class Cache:
     """
 
     def __init__(self, container: Container, most_bytes: int, most_seconds: float) -> None:
-        """Begin with nothing, on the running event loop.
+        """Begin with nothing.
 
         Args:
             container: open, between two transactions.
@@ -60,9 +60,9 @@ class Cache:
         self._open = Generation()
         self._sealed: deque[Generation] = deque()
         self._held_bytes = 0
-        self._loop = asyncio.get_running_loop()
         self._disk = ThreadPoolExecutor(1, "commit")
-        self._wanted = asyncio.Event()
+        self._rounds: asyncio.Task[None] | None = None
+        self._wants_round = False
         self._room_waiters: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._failure: Exception | None = None  # after which nothing more can be done
@@ -71,7 +71,6 @@ class Cache:
         self.commits = 0
         self.commit_seconds = 0.0
         self.last_commit_seconds = 0.0
-        self._rounds = asyncio.create_task(self._run(), name="commits")
 
     @property
     def dirty_bytes(self) -> int:
@@ -127,24 +126,24 @@ class Cache:
         if overlay is None:
             overlay = self._open.overlays[node] = Overlay()
             if self._timer is None:
-                self._timer = self._loop.call_later(self._most_seconds, self._wanted.set)
+                self._timer = asyncio.get_running_loop().call_later(self._most_seconds, self._want_round)
         self._open.held_bytes += held
         self._held_bytes += held
         if self._held_bytes * 2 > self._most_bytes:
-            self._wanted.set()
+            self._want_round()
         return overlay
 
     def _wait(self) -> None:
         """Begin a round, for somebody who needs room; raises what kept the last one from making any."""
         if self._stuck is not None:
             raise self._stuck
-        self._wanted.set()
+        self._want_round()
 
     async def until_room(self) -> None:
         """Return after the next round, or at once if the cache is empty."""
         if self._is_dirty and self._failure is None:
-            self._wanted.set()
-            waiter = self._loop.create_future()
+            self._want_round()
+            waiter = asyncio.get_running_loop().create_future()
             self._room_waiters.append(waiter)
             await waiter
 
@@ -158,7 +157,7 @@ class Cache:
             generation = self._sealed[-1]
         else:
             return
-        self._wanted.set()
+        self._want_round()
         await generation.until_durable()
 
     async def do(self, operation: Operation[T]) -> T:
@@ -167,15 +166,16 @@ class Cache:
             raise self._failure
         self._open.operation = operation
         self._seal()
-        self._wanted.set()
+        self._want_round()
         return await operation.done
 
     async def close(self) -> None:
         """End the rounds; what is not durable is lost, so flush before."""
         if self._timer is not None:
             self._timer.cancel()
-        self._rounds.cancel()
-        await asyncio.gather(self._rounds, return_exceptions=True)
+        if self._rounds is not None:
+            self._rounds.cancel()
+            await asyncio.gather(self._rounds, return_exceptions=True)
         self._disk.shutdown()
 
     @property
@@ -189,18 +189,26 @@ class Cache:
             self._timer.cancel()
             self._timer = None
 
+    def _want_round(self) -> None:
+        """Have a round soon, or another one after that in flight."""
+        self._wants_round = True
+        if self._rounds is None:
+            self._rounds = asyncio.get_running_loop().create_task(self._run(), name="commits")
+
     async def _run(self) -> None:
-        while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            if self._open.overlays:
-                self._seal()
-            while self._sealed and self._failure is None and await self._round():
-                pass
-            waiters, self._room_waiters = self._room_waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+        try:
+            while self._wants_round:
+                self._wants_round = False
+                if self._open.overlays:
+                    self._seal()
+                while self._sealed and self._failure is None and await self._round():
+                    pass
+                waiters, self._room_waiters = self._room_waiters, []
+                for waiter in waiters:
+                    if not waiter.done():
+                        waiter.set_result(None)
+        finally:
+            self._rounds = None
 
     async def _round(self) -> bool:
         """Make generations durable up to the first operation, which is done; returns whether to go on."""
@@ -245,7 +253,7 @@ class Cache:
             return
         if again := container.seal():
             while again:
-                await self._loop.run_in_executor(self._disk, container.make_durable)
+                await asyncio.get_running_loop().run_in_executor(self._disk, container.make_durable)
                 again = container.conclude()
             self.commits += 1
             self.last_commit_seconds = time.monotonic() - began
@@ -270,7 +278,7 @@ class Cache:
         self._stuck = error
         self._room.look_again()
         if self._timer is None:
-            self._timer = self._loop.call_later(self._most_seconds, self._wanted.set)
+            self._timer = asyncio.get_running_loop().call_later(self._most_seconds, self._want_round)
         return any(sealed.operation is not None and sealed.operation.is_waited_for for sealed in self._sealed)
 
     async def _apply(self, generation: Generation) -> None:

@@ -49,7 +49,7 @@ class LiveContainer:
         most_dirty_bytes: int = MOST_DIRTY_BYTES,
         most_dirty_seconds: float = MOST_DIRTY_SECONDS,
     ) -> None:
-        """Take up an open container, on the running event loop.
+        """Take up an open container.
 
         Args:
             container: the engine's, between two transactions.
@@ -109,7 +109,7 @@ class LiveContainer:
 
     def device_of(self, node: Node) -> Device:
         """The device of a node that is at hand, also of one that is hidden while it is being imported."""
-        return Device(self, node)
+        return Device(self.cache, node)
 
     def use(self, device: Device, user: User) -> None:
         """Enter a user of a device; until `release` the data stays under it unless somebody insists."""
