@@ -34,6 +34,7 @@ COMMANDS = {
     "list": "show",
     "tree": "show",
     "info": "show",
+    "status": "status",
     "check": "check",
     "scrub": "scrub",
     "serve": "serve",

@@ -60,6 +60,8 @@ def check(
     if (dry_run or yes) and not (repair or undo_repair):
         raise UsageError("--dry-run and --yes go with --repair and --undo-repair")
     session.check_path(location.container)
+    if repair or undo_repair:
+        session.refuse_served(location.container, wait)
     if undo_repair:
         _undo(location.container, wait, dry_run=dry_run, yes=yes, as_json=as_json)
     elif repair:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
+
+from snapctl.cli.output import printable
 
 if TYPE_CHECKING:
     from snapctl.cli.output import Table
@@ -39,6 +42,23 @@ def table(content: Table, row_styles: Sequence[str] | None = None) -> str:
     with console.capture() as capture:
         console.print(drawn)
     return capture.get()
+
+
+@contextmanager
+def in_place() -> Iterator[Callable[[Sequence[tuple[str, str]], Table], None]]:
+    """Yield what draws fields and a table below them on standard output, in the place of those before."""
+    from rich.live import Live
+
+    with Live(console=Console(file=sys.stdout, highlight=False), auto_refresh=False) as live:
+
+        def draw(fields: Sequence[tuple[str, str]], content: Table) -> None:
+            width = max(len(name) for name, _ in fields) + 2
+            lines = "".join(f"{printable(f'{name:<{width}}{value}')}\n" for name, value in fields)
+            rows = [[printable(cell) for cell in row] for row in content.rows]
+            clients = table(content._replace(rows=rows)) if rows else ""
+            live.update(Text.from_ansi(f"{lines}\n{clients}".rstrip("\n")), refresh=True)
+
+        yield draw
 
 
 class ProgressBar:

@@ -184,6 +184,20 @@ def apply(
     return here_or_there(container_path, wait_seconds, here, there)
 
 
+def refuse_served(container_path: str, wait_seconds: float) -> None:
+    """Refuse what needs the container to itself.
+
+    Raises:
+        Locked: it is served.
+    """
+    from snapctl.cli import online
+
+    with online.connected(container_path, wait_seconds) as server:
+        if server is not None:
+            who = f"pid {server.pid}"
+            raise Locked(f"{container_path} is served by {who}; this needs it alone, so stop the server first", [who])
+
+
 def here_or_there(
     container_path: str,
     wait_seconds: float,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 
-READ_ONLY_COMMANDS = ("read", "export", "list", "tree", "info", "check", "scrub")
+READ_ONLY_COMMANDS = ("read", "export", "list", "tree", "info", "status", "check", "scrub")
 _TIMEOUT_SECONDS = 60
 
 

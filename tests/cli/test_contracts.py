@@ -29,6 +29,7 @@ WORKING = {
     "list": ["CONTAINER"],
     "tree": ["CONTAINER"],
     "info": ["CONTAINER"],
+    "status": ["CONTAINER"],
     "check": ["CONTAINER"],
     "scrub": ["CONTAINER"],
     "serve": ["CONTAINER"],

@@ -165,6 +165,8 @@ def test_fields_of_json_are_described(tmp_path: Path):
     assert shape(info) == {"version": 1, "container": of_container, "node": of_node | of_details}
     assert run("info", lab, "--json").json["usage"].keys() == of_usage
     assert check.keys() - {"version", "container"} == of_check
+    of_status = {field for field, _ in MANUAL.columns("JSON", 7)}
+    assert run("status", lab, "--json").json.keys() - {"version", "container"} == of_status
     assert scrub.keys() - {"version", "container"} == of_scrub
 
 

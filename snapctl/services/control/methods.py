@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snapctl.errors import InUse, SnapctlError, UsageError
 from snapctl.services import operations
-from snapctl.services.control import transfers
+from snapctl.services.control import status, transfers
 from snapctl.services.control.protocol import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
@@ -68,13 +68,14 @@ class Service(NamedTuple):
 class Methods:
     """Answers the requests of all clients of one container."""
 
-    def __init__(self, live: LiveContainer, container_path: str) -> None:
-        """Take up a live container and the path of its file."""
+    def __init__(self, live: LiveContainer, tell: Callable[[], dict[str, Any]]) -> None:
+        """Take up a live container, and what tells of its server in the result of `status`."""
         self._live = live
-        self._path = container_path
+        self._tell = tell
         self._started = time.monotonic()
-        self._services = {
+        self.services = {
             "hello": Service(self._hello, {"version": Parameter("int", None)}),
+            "status": Service(self._status, {}),
             "write": Service(self._write, transfers.WRITE_PARAMS),
             "import": Service(self._import, transfers.IMPORT_PARAMS),
         }
@@ -112,8 +113,8 @@ class Methods:
             raise _Refused(INVALID_PARAMS, "params have to be an object")
         if method in operations.METHODS:
             declared = operations.METHODS[method].params
-        elif method in self._services:
-            declared = self._services[method].params
+        elif method in self.services:
+            declared = self.services[method].params
         else:
             raise _Refused(UNKNOWN_METHOD, f"no method {method[:80]!r}")
         try:
@@ -123,8 +124,8 @@ class Methods:
         return Request(message["id"], method, params, fds, connection)
 
     async def _result(self, request: Request) -> dict[str, Any]:
-        if request.method in self._services:
-            return await self._services[request.method].answer(request)
+        if request.method in self.services:
+            return await self.services[request.method].answer(request)
         return await self._change(request.method, request.params)
 
     async def _change(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -155,6 +156,9 @@ class Methods:
         """How full the container is, as `snapctl.engine.model.Usage` has it."""
         usage = self._live.container.usage
         return {name: getattr(usage, name) for name in ("used_bytes", "free_bytes", "reserve_bytes")}
+
+    async def _status(self, _request: Request) -> dict[str, Any]:
+        return status.describe(self._live, self._started, self._tell())
 
     async def _write(self, request: Request) -> dict[str, Any]:
         return {**await transfers.write(self._live, request), "usage": self.usage()}

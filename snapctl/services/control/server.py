@@ -11,8 +11,9 @@ import asyncio
 import errno
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from snapctl.errors import IoFailure, Locked, NameTaken
 from snapctl.services.control.address import reachable, socket_path
@@ -35,15 +36,16 @@ class ControlServer:
         path: of the socket.
     """
 
-    def __init__(self, live: LiveContainer, container_path: str) -> None:
+    def __init__(self, live: LiveContainer, container_path: str, tell: Callable[[], dict[str, Any]] = dict) -> None:
         """Take up the container that commands are for.
 
         Args:
             live: the container; opened, and so locked, by the caller.
             container_path: its file.
+            tell: what the server adds of itself to the `server` part of `status`, such as its `addresses`.
         """
         self.path = socket_path(container_path)
-        self._methods = Methods(live, container_path)
+        self._methods = Methods(live, tell)
         self._listener: socket.socket | None = None
         self._inode: tuple[int, int] = (0, 0)
         self._connections: dict[Connection, asyncio.Task[None]] = {}
