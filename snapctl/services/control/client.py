@@ -81,7 +81,8 @@ class Client:
         if len(request) > LONGEST_REQUEST:
             raise UsageError("the request is too long for the server of the container; name fewer nodes at a time")
         try:
-            self._send(request, [] if source is None else [source])
+            with suppress(BrokenPipeError, ConnectionResetError):  # it may have said why before it hung up
+                self._send(request, [] if source is None else [source])
             while True:
                 answer = self._receive()
                 if answer.get("id") == self._last_id or (answer.get("id") is None and "error" in answer):

@@ -81,31 +81,35 @@ class Methods:
         }
 
     async def answer(self, connection: Connection, line: bytes) -> None:
-        """Judge one line and answer it."""
+        """Judge one line and answer it; the descriptors that came with it are closed before."""
         fds = connection.take_descriptors()
+        try:
+            answer = await self._answer(connection, line, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        if answer is not None:
+            connection.send({"jsonrpc": "2.0", **answer})
+            await connection.drained()
+
+    async def _answer(self, connection: Connection, line: bytes, fds: Sequence[int]) -> dict[str, Any] | None:
         request_id: object = None
         try:
             message = _parse(line)
             request_id = message["id"]
-            request = self._judged(message, fds, connection)
-            result = await self._result(request)
-        except _Refused as refused:
-            connection.send_error(request_id, *refused.args)
+            return {"id": request_id, "result": await self._result(self._judged(message, fds, connection))}
         except Abandoned:
-            return
+            return None
+        except _Refused as refused:
+            code, why = refused.args
+            return {"id": request_id, "error": {"code": code, "message": why}}
         except SnapctlError as error:
-            described = error_object(error)
-            connection.send({"jsonrpc": "2.0", "id": request_id, "error": described})
+            return {"id": request_id, "error": error_object(error)}
         except Exception as error:  # noqa: BLE001 one client's trouble must not become that of the others
             what = {"message": "a request on the control socket failed", "exception": error}
             asyncio.get_running_loop().call_exception_handler(what)
-            connection.send_error(request_id, INTERNAL_ERROR, f"internal error ({type(error).__name__}: {error})")
-        else:
-            connection.send({"jsonrpc": "2.0", "id": request_id, "result": result})
-        finally:
-            for fd in fds:
-                os.close(fd)
-        await connection.drained()
+            why = f"internal error ({type(error).__name__}: {error})"
+            return {"id": request_id, "error": {"code": INTERNAL_ERROR, "message": why}}
 
     def _judged(self, message: dict[str, Any], fds: Sequence[int], connection: Connection) -> Request:
         method, params = message["method"], message.get("params", {})
