@@ -84,10 +84,10 @@ def _files(incomplete: str, *, behind_container: str) -> Iterator[Candidate]:
 
 
 def _names(path: str, names: Callable[[Container], Iterator[Candidate]]) -> list[Candidate]:
-    from snapctl.engine.container import Container
+    from snapctl.services import opening
 
     try:
-        with Container.open(path, wait_seconds=0) as opened:
+        with opening.reading(path, wait_seconds=0) as opened:
             return list(names(opened))
     except SnapctlError:
         return []

@@ -49,11 +49,11 @@ def check_path(container_path: str) -> None:
 
 @contextmanager
 def reading(container_path: str, wait_seconds: float) -> Iterator[Container]:
-    """Open a container for reading, under its shared lock."""
-    from snapctl.engine.container import Container
+    """Open a container for reading, under its shared lock or beside its server."""
+    from snapctl.services import opening
 
     check_path(container_path)
-    with Container.open(container_path, wait_seconds=wait_seconds) as container:
+    with opening.reading(container_path, wait_seconds) as container:
         yield container
 
 

@@ -4,7 +4,8 @@ An import is one transaction, which the caller commits. An export to a file leav
 could not be finished is removed, or never takes the place of the old one. Holes stay holes both ways.
 
 An export holds the container's shared lock, but of an RO snapshot, whose view never changes, it lets go every now and
-then: writers need not wait for it to end. Whatever it knows of the container's pages is forgotten at that moment.
+then: writers need not wait for it to end. Beside a server it takes up a newer state then. Whatever it knows of the
+container's pages is forgotten at that moment.
 
 What a source or a target must not be, and what the system says about it, is found in `snapctl.services.source` and
 `snapctl.services.target`.
@@ -17,13 +18,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from snapctl.engine.container import Container
 from snapctl.engine.model import Cow, Kind
 from snapctl.errors import BadSize, IoFailure, NodeNotFound
+from snapctl.services import opening
 from snapctl.services.source import Source, cut, open_source
 from snapctl.services.target import CHUNK_BYTES, STANDARD, STANDARD_OUTPUT, Target, open_target
 
 if TYPE_CHECKING:
+    from snapctl.engine.container import Container
     from snapctl.engine.node import Node
 
 Progress = Callable[[int, int | None], None]
@@ -101,12 +103,12 @@ def export_node(
         NoSpace: no room on the target.
         IoFailure: the target cannot be written.
         BrokenPipeError: standard output was closed by its reader.
-        SnapctlError: the container cannot be opened or read, as `Container.open` and `Node.read`.
+        SnapctlError: the container cannot be opened or read, as `opening.reading` and `Node.read`.
     """
     if target == STANDARD:
         # Before the container is opened, which could get the number of a closed standard output.
         _check_standard(STANDARD_OUTPUT, "standard output")
-    with Container.open(container_path, wait_seconds=wait_seconds) as container:
+    with opening.reading(container_path, wait_seconds) as container:
         node = container.node(node_name)
         with open_target(target, container_path, node.size_bytes, replace=force) as opened:
             return _export(node, opened, wait_seconds, progress)

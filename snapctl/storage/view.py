@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from snapctl.errors import SnapctlError, ViewEnded
@@ -44,13 +45,13 @@ class Grant(Protocol):
 class ViewBackend(FileBackend):
     """A file of which a server keeps one state; its descriptor allows reading only."""
 
-    def __init__(self, path: str, grant: Grant, renewed: Callable[[], Grant] | None = None) -> None:
+    def __init__(self, path: str, grant: Grant, renewed: Callable[[], Grant | None] | None = None) -> None:
         """Take up a view.
 
         Args:
             path: of the container file, for messages.
             grant: the view, which is ended and whose descriptors are closed by `close`.
-            renewed: gives a newer one.
+            renewed: gives a newer one, or None if nobody serves the container any more.
 
         Raises:
             IoFailure: the system refuses.
@@ -77,9 +78,10 @@ class ViewBackend(FileBackend):
         """
         if self._renewed is None or time.monotonic() < self._taken_at + RENEWAL_SECONDS:
             return False
-        try:
+        grant = None
+        with suppress(SnapctlError):
             grant = self._renewed()
-        except SnapctlError:
+        if grant is None:
             self.check_lasts()
             self._taken_at = time.monotonic()
             return False

@@ -56,7 +56,7 @@ def test_command_imports_no_more_than_it_uses(command: str, lab: Path):
     modules = imported(command, *words.get(command, [lab]))
     assert not tops(modules) & {"json", "csv", *HEAVY, *DRAWING}
     services = {name.removeprefix("snapctl.services.") for name in modules if name.startswith("snapctl.services.")}
-    assert services <= {"operations", "control", "control.address"}
+    assert services <= {"operations", "opening", "control", "control.address"}
     commands = {"create", "data", "transfer", "snapshots", "volumes", "show", "check", "scrub"}
     assert len({name for name in modules if name in {f"snapctl.cli.{module}" for module in commands}}) == 1
 

@@ -51,10 +51,10 @@ class Disk:
 
     def commit(self) -> None:
         self.store.seal(page_pointer(TINY.first_page, 0, 0), 1, 0)
-        again = True
-        while again:
+        is_sealed = True
+        while is_sealed:
             self.store.make_durable()
-            again = self.store.conclude()
+            is_sealed = self.store.conclude()
 
     def pin(self) -> Reader:
         """Pin the last commit, going by what stands on disk."""

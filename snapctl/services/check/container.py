@@ -8,6 +8,7 @@ from snapctl.errors import Corruption
 from snapctl.format.pointer import PAGE, Pointer
 from snapctl.format.record import Kind
 from snapctl.format.superblock import Superblock
+from snapctl.services import opening
 from snapctl.services.check.findings import Findings, Report
 from snapctl.services.check.lineage import check_lineage, full_name
 from snapctl.services.check.nodes import check_tables, judge_records, read_records, report_lost
@@ -16,7 +17,6 @@ from snapctl.services.check.superblocks import check_superblocks
 from snapctl.services.check.walk import Walk
 from snapctl.storage.backend import Backend
 from snapctl.storage.pages import PageFile
-from snapctl.storage.store import open_locked
 from snapctl.storage.superblocks import choose_superblocks
 
 Progress = Callable[[int, int | None], None]
@@ -24,7 +24,7 @@ Progress = Callable[[int, int | None], None]
 
 
 def check_container(path: str, wait_seconds: float, progress: Progress | None = None) -> Report:
-    """Check a container file, locked against writers meanwhile.
+    """Check a container file, locked against writers meanwhile, or a state that its server keeps whole.
 
     Args:
         path: of the file.
@@ -36,10 +36,14 @@ def check_container(path: str, wait_seconds: float, progress: Progress | None = 
         UnsupportedFormat: made by a newer version, whose rules are not known here.
         Locked: another process holds it for writing.
         IoFailure: it cannot be opened, or its superblocks cannot be read.
+        ViewEnded: its server ended meanwhile.
     """
-    backend = open_locked(path, writable=False, wait_seconds=wait_seconds)
+    backend = opening.open_file(path, wait_seconds)
     try:
-        return check_backend(backend, progress)
+        report = check_backend(backend, progress)
+        if report.findings:
+            opening.check_lasts(backend)
+        return report
     finally:
         backend.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -42,6 +43,7 @@ class Client:
         self._received = bytearray()
         self._descriptors: list[int] = []
         self._last_id = 0
+        self._poll: select.poll | None = None
         self.pid = 0
 
     def __enter__(self) -> Self:
@@ -95,6 +97,13 @@ class Client:
             raise as_error(answer["error"])
         result: dict[str, Any] = answer["result"]
         return result
+
+    def is_hung_up(self, wait_seconds: float) -> bool:
+        """Whether the server has hung up between two calls, or does so within `wait_seconds`."""
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._socket, select.POLLIN)
+        return bool(self._poll.poll(wait_seconds * 1000))
 
     def take_descriptors(self) -> list[int]:
         """The descriptors that came with the last answer, which are the caller's from now on."""

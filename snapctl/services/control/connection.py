@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import Any, TypeVar
 
@@ -43,6 +44,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._received = bytearray()
         self._descriptors: list[tuple[int, int]] = []
+        self._attached: list[int] = []
         self._line_at = 0
         self._news = asyncio.Event()
         self._unsent = bytearray()
@@ -95,8 +97,20 @@ class Connection:
         if len(self._unsent) < _MOST_UNSENT_BYTES:
             self.send(message)
 
-    async def send_with(self, message: dict[str, Any], fds: list[int]) -> None:
-        """Send a line with descriptors."""
+    def attach(self, *fds: int) -> None:
+        """Have descriptors go with the next answer; they stay the caller's to close."""
+        self._attached.extend(fds)
+
+    def take_attached(self) -> list[int]:
+        """The descriptors that go with the next answer."""
+        attached, self._attached = self._attached, []
+        return attached
+
+    async def send_with(self, message: dict[str, Any], fds: Sequence[int]) -> None:
+        """Send a line with descriptors, of which there may be none."""
+        if not fds:
+            self.send(message)
+            return
         await self._room.wait()
         line = encode(message)
         if not self.is_gone.is_set():

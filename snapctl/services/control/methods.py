@@ -76,6 +76,7 @@ class Methods:
         self.services = {
             "hello": Service(self._hello, {"version": Parameter("int", None)}),
             "status": Service(self._status, {}),
+            "view": Service(self._view, {}),
             "write": Service(self._write, transfers.WRITE_PARAMS),
             "import": Service(self._import, transfers.IMPORT_PARAMS),
         }
@@ -89,7 +90,7 @@ class Methods:
             for fd in fds:
                 os.close(fd)
         if answer is not None:
-            connection.send({"jsonrpc": "2.0", **answer})
+            await connection.send_with({"jsonrpc": "2.0", **answer}, connection.take_attached())
             await connection.drained()
 
     async def _answer(self, connection: Connection, line: bytes, fds: Sequence[int]) -> dict[str, Any] | None:
@@ -163,6 +164,13 @@ class Methods:
 
     async def _status(self, _request: Request) -> dict[str, Any]:
         return status.describe(self._live, self._started, self._tell())
+
+    async def _view(self, request: Request) -> dict[str, Any]:
+        if request.connection.holdings:
+            raise UsageError("this connection has a view already; connect anew for another one")
+        view = await request.connection.hold(self._live.view())
+        request.connection.attach(view.fd, view.superblocks_fd)
+        return {"transaction": view.transaction}
 
     async def _write(self, request: Request) -> dict[str, Any]:
         return {**await transfers.write(self._live, request), "usage": self.usage()}

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-
 from snapctl.engine.container import Container
 from snapctl.errors import Corruption, IoFailure, Locked, NoSpace
-from snapctl.services import check
+from snapctl.services import check, opening
 from snapctl.services.check.findings import Findings
 from snapctl.services.check.superblocks import check_superblocks
 from snapctl.services.scrub.live import LiveScrub, Progress
@@ -15,6 +12,7 @@ from snapctl.services.scrub.report import Notes, Report, Severity
 from snapctl.storage.backend import Backend
 from snapctl.storage.store import open_locked
 from snapctl.storage.superblocks import choose_superblocks, heal_superblocks
+from snapctl.storage.view import ViewBackend
 
 _Faults = dict[str, str]
 """What is wrong with superblock copies, by copy."""
@@ -27,6 +25,8 @@ def _ignore(_done_bytes: int, _total_bytes: int | None) -> None:
 def scrub_container(path: str, wait_seconds: float, progress: Progress = _ignore) -> Report:
     """Read and verify all that is live in a container file; superblock copies are repaired where the file allows it.
 
+    Beside a server nothing is repaired.
+
     Args:
         path: of the file.
         wait_seconds: how long to wait for writers at first; after a turn that it gives them, as long as they take.
@@ -37,16 +37,24 @@ def scrub_container(path: str, wait_seconds: float, progress: Progress = _ignore
         UnsupportedFormat: made by a newer version.
         Locked: another process holds it for writing.
         IoFailure: it cannot be opened.
+        ViewEnded: its server ended meanwhile.
     """
     notes = Notes()
-    faults = _superblock_faults_of_file(path, wait_seconds)
-    _note_superblocks(faults, _heal_file(path, wait_seconds, faults) if faults else faults, notes)
-
-    def opened() -> Container:
-        return Container.open(path, wait_seconds=wait_seconds)
-
-    _scrub(opened, lambda: check.check_container(path, wait_seconds), progress, notes)
-    return notes.report()
+    backend = opening.open_file(path, wait_seconds)
+    try:
+        left = faults = _superblock_faults(backend)
+        if faults and not isinstance(backend, ViewBackend):
+            backend.close()
+            left = _heal_file(path, wait_seconds, faults)
+            backend = opening.open_file(path, wait_seconds)
+        _note_superblocks(faults, left, notes)
+        _scrub(backend, progress, notes)
+        report = notes.report()
+        if report.damages:
+            opening.check_lasts(backend)
+        return report
+    finally:
+        backend.close()
 
 
 def scrub_backend(backend: Backend, *, heal: bool = False) -> Report:
@@ -63,38 +71,21 @@ def scrub_backend(backend: Backend, *, heal: bool = False) -> Report:
         left = _superblock_faults(backend)
     _note_superblocks(faults, left, notes)
 
-    def opened() -> AbstractContextManager[Container]:
-        return nullcontext(Container.adopt(backend, writable=False))
-
-    _scrub(opened, lambda: check.check_backend(backend), _ignore, notes)
+    _scrub(backend, _ignore, notes)
     return notes.report()
 
 
-def _scrub(
-    opened: Callable[[], AbstractContextManager[Container]],
-    checked: Callable[[], check.Report],
-    progress: Progress,
-    notes: Notes,
-) -> None:
+def _scrub(backend: Backend, progress: Progress, notes: Notes) -> None:
     """Scrub what can be opened; of what cannot, or not again after a turn of the writers, say what a check can see."""
     try:
-        with opened() as container:
-            LiveScrub(container, progress, notes).run()
+        LiveScrub(Container.adopt(backend, writable=False), progress, notes).run()
     except (Corruption, IoFailure) as error:
-        report = checked()
+        report = check.check_backend(backend)
         notes.nodes, notes.pages_verified, notes.bytes_verified = report.nodes, report.pages_checked, report.data_bytes
         notes.add(Severity.CORRUPTION, "container", "", f"cannot be opened, so nothing in it can be had: {error}")
         for finding in report.findings:
             if finding.severity is check.Severity.CORRUPTION and not finding.where.startswith("superblock slot "):
                 notes.add(Severity.CORRUPTION, finding.where, "", finding.message)
-
-
-def _superblock_faults_of_file(path: str, wait_seconds: float) -> _Faults:
-    backend = open_locked(path, writable=False, wait_seconds=wait_seconds)
-    try:
-        return _superblock_faults(backend)
-    finally:
-        backend.close()
 
 
 def _superblock_faults(backend: Backend) -> _Faults:
