@@ -78,7 +78,9 @@ class Hub:
 
     def strike(self, connection: Connection) -> None:
         """Forget a connection, but for what it has asked for."""
-        self.connections.discard(connection)
+        if connection not in self.connections:
+            return
+        self.connections.remove(connection)
         self._is_full = False
         self.gone.set()
         transmission = connection.transmission

@@ -169,10 +169,10 @@ def adopt(descriptor: int) -> Listener:
     """
     try:
         link = socket.socket(fileno=descriptor)
-        is_listening = link.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
         raise _refused(f"descriptor {descriptor}", error) from error
-    if link.type != socket.SOCK_STREAM or not is_listening:
+    if link.type != socket.SOCK_STREAM or not link.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        link.close()
         raise SnapctlError(f"descriptor {descriptor} is not a stream socket that listens")
     return Listener(link)
 

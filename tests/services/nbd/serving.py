@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -71,6 +71,7 @@ def serving(
     tls: ssl.SSLContext | None = None,
     max_connections: int = 1024,
     tcp: bool = False,
+    kind: type[LiveContainer] = LiveContainer,
 ) -> Iterator[Served]:
     """Serve a container until the block ends."""
     loop = asyncio.new_event_loop()
@@ -78,7 +79,7 @@ def serving(
     thread.start()
 
     async def begin() -> Served:
-        live = await LiveContainer.open(str(container), writable=not read_only)
+        live = await kind.open(str(container), writable=not read_only)
         log: list[str] = []
         exports = Exports(live, only=only, read_only=read_only)
         server = Server(exports, tls=tls, max_connections=max_connections, log=log.append)
@@ -106,3 +107,12 @@ def serving(
         loop.call_soon_threadsafe(loop.stop)
         thread.join(_TIMEOUT_SECONDS)
         loop.close()
+
+
+async def until(left: Callable[[], Sequence[T]]) -> Sequence[T]:
+    """Give the loop time until `left` returns nothing; returns what it returned last."""
+    for _ in range(200):
+        if not left():
+            break
+        await asyncio.sleep(0.01)
+    return left()
