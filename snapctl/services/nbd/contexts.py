@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from snapctl.engine.model import Kind
 from snapctl.services.live.device import Device
 from snapctl.services.nbd import wire
 
@@ -23,6 +24,9 @@ DIRTY = "qemu:dirty-bitmap:"
 """Begins the name of a context; a snapshot's short name follows."""
 
 _WILDCARDS = ("base:", "qemu:", DIRTY)
+
+MAX_CONTEXTS = 16
+"""That a client may choose; each costs time and room in every reply."""
 
 MAX_EXTENTS = 4096
 """Descriptors in one reply, for one context."""
@@ -87,22 +91,37 @@ def _allocation(device: Device, offset: int, length: int) -> Ranges:
         yield extent.length_bytes, hole if extent.is_zero else 0
 
 
-def names(device: Device) -> list[str]:  # noqa: ARG001 for what is to come
-    """Return the full names of all contexts of an export."""
-    return [ALLOCATION]
+def _depth(device: Device, offset: int, length: int) -> Ranges:
+    return device.depths(offset, length)
+
+
+def _changes_since(snapshot: str) -> Callable[[Device, int, int], Ranges]:
+    def changes(device: Device, offset: int, length: int) -> Ranges:
+        return ((size, int(is_changed)) for size, is_changed in device.changes(snapshot, offset, length))
+
+    return changes
+
+
+def _sources(device: Device) -> dict[str, Callable[[Device, int, int], Ranges]]:
+    """All contexts of an export, by their full names: for a snapshot, those of older ones of its volume."""
+    node = device.node
+    older = node.snapshots
+    if node.kind is Kind.RO and node.origin is not None:
+        siblings = node.origin.snapshots
+        older = siblings[[sibling.id for sibling in siblings].index(node.id) + 1 :]
+    dirty = {f"{DIRTY}{snapshot.short_name}": _changes_since(snapshot.short_name) for snapshot in older}
+    return {ALLOCATION: _allocation, DEPTH: _depth, **dirty}
 
 
 def listed(device: Device, queries: list[str]) -> list[str]:
     """Answer NBD_OPT_LIST_META_CONTEXT: all contexts that match one of the queries, or all if there is no query."""
-    return [
-        name
-        for name in names(device)
-        if not queries or name in queries or any(q in _WILDCARDS and name.startswith(q) for q in queries)
-    ]
+    wanted = set(queries)
+    prefixes = tuple(wanted.intersection(_WILDCARDS))
+    return [name for name in _sources(device) if not queries or name in wanted or name.startswith(prefixes)]
 
 
 def chosen(device: Device, queries: list[str]) -> list[Context]:
     """Answer NBD_OPT_SET_META_CONTEXT: the contexts that are named in full; a wildcard selects nothing."""
-    known = set(names(device)) & set(queries)
-    in_order = [name for name in dict.fromkeys(queries) if name in known]
-    return [Context(number, name, _allocation) for number, name in enumerate(in_order, 1)]
+    sources = _sources(device)
+    names = [name for name in dict.fromkeys(queries) if name in sources]
+    return [Context(number, name, sources[name]) for number, name in enumerate(names, 1)]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Final
 
-from snapctl.errors import NodeNotFound, SnapctlError
+from snapctl.errors import SnapctlError
 from snapctl.services.live.device import Device
 from snapctl.services.nbd import contexts, wire
 from snapctl.services.nbd.contexts import Context
@@ -172,7 +172,7 @@ class _Haggling:
             return self._answers[option](option, data)
         except wire.BadOption as bad:
             return wire.option_reply(option, wire.REP_ERR_INVALID, str(bad).encode())
-        except NodeNotFound as error:
+        except SnapctlError as error:
             return wire.option_reply(option, wire.REP_ERR_UNKNOWN, str(error).encode()[: wire.MAX_STRING_BYTES])
 
     def export_name(self, data: bytes) -> tuple[Agreement, bytes]:
@@ -267,8 +267,10 @@ class _Haggling:
     def _set_contexts(self, option: int, data: bytes) -> bytes:
         self._state.contexts_of, self._state.contexts = None, []  # even if this fails
         name, queries = self._context_query(data)
-        self._state.contexts = contexts.chosen(self._exports.device(name), queries)
-        self._state.contexts_of = name
+        chosen = contexts.chosen(self._exports.device(name), queries)
+        if len(chosen) > contexts.MAX_CONTEXTS:
+            return wire.option_reply(option, wire.REP_ERR_TOO_BIG)
+        self._state.contexts_of, self._state.contexts = name, chosen
         return _context_replies(option, [(context.id, context.name) for context in self._state.contexts])
 
     def _context_query(self, data: bytes) -> tuple[str, list[str]]:

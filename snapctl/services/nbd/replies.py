@@ -94,10 +94,11 @@ class Structured:
             kind, body = wire.REPLY_TYPE_ERROR_OFFSET, wire.ErrorOffsetChunk.build(fields)
         return self.chunk(cookie, at, kind, len(body), is_last=True) + bytes(body)
 
-    def data(self, cookie: int, at: int, offset: int, length: int, *, is_last: bool) -> bytes:
+    def data(self, cookie: int, at: int, offset: int, length: int, *, is_last: bool) -> bytes:  # noqa: ARG002
         """See `Form`."""
-        header = self.chunk(cookie, at, wire.REPLY_TYPE_OFFSET_DATA, 8 + length, is_last=is_last)
-        return header + wire.DATA_CHUNK.pack(offset)
+        return wire.STRUCTURED_DATA.pack(
+            wire.STRUCTURED_REPLY_MAGIC, is_last, wire.REPLY_TYPE_OFFSET_DATA, cookie, 8 + length, offset
+        )
 
     def hole(self, cookie: int, at: int, offset: int, length: int, *, is_last: bool) -> bytes:
         """See `Form`."""
@@ -122,6 +123,12 @@ class Extended(Structured):
     def chunk(self, cookie: int, at: int, kind: int, length: int, *, is_last: bool) -> bytes:
         """Build the header of a chunk with `length` bytes behind it."""
         return wire.EXTENDED_REPLY.pack(wire.EXTENDED_REPLY_MAGIC, is_last, kind, cookie, at, length)
+
+    def data(self, cookie: int, at: int, offset: int, length: int, *, is_last: bool) -> bytes:
+        """See `Form`."""
+        return wire.EXTENDED_DATA.pack(
+            wire.EXTENDED_REPLY_MAGIC, is_last, wire.REPLY_TYPE_OFFSET_DATA, cookie, at, 8 + length, offset
+        )
 
     def status(self, cookie: int, at: int, context: int, extents: list[tuple[int, int]], *, is_last: bool) -> bytes:
         """See `Form`."""

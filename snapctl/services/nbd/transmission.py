@@ -22,7 +22,7 @@ from collections.abc import Callable, Coroutine
 from time import perf_counter_ns
 from typing import NamedTuple, Protocol
 
-from snapctl.errors import Corruption, SnapctlError
+from snapctl.errors import Corruption, NodeNotFound, SnapctlError
 from snapctl.services.live.container import LiveContainer
 from snapctl.services.nbd import replies, wire
 from snapctl.services.nbd.budget import Budget
@@ -160,12 +160,8 @@ class Transmission:
     @property
     def is_blocked(self) -> bool:
         """Whether requests have to wait, for what was asked before or for the client to take its replies."""
-        return (
-            self._lane is not None
-            or self._link.is_congested
-            or self._waits
-            or self._is_finishing
-            or self._flushing > _MAX_FLUSHES
+        return bool(
+            self._lane or self._link.is_congested or self._waits or self._is_finishing or self._flushing > _MAX_FLUSHES
         )
 
     def consume(self, view: memoryview) -> int:
@@ -253,7 +249,10 @@ class Transmission:
         Returns:
             How much of the `rest` behind its header is done with; None if the request has to be offered again.
         """
-        flags, command, _, _, length, _ = request
+        flags, command, _, offset, length, _ = request
+        if not (command or flags) and length <= PIECE_BYTES and offset + length <= self.agreement.size_bytes:
+            self._read(request)  # the most common request, by the shortest way
+            return 0
         payload = length if self._has_payload(flags, command) else 0
         if payload > MAX_PAYLOAD_BYTES:
             self._link.abort(f"a payload of {payload} bytes")
@@ -376,7 +375,7 @@ class Transmission:
             self._reply(form.data(cookie, offset, offset, length, is_last=True), data)
         elif not length:
             self._reply(form.done(cookie, offset))
-        elif not flags & wire.CMD_FLAG_DF and data == _ZEROS[:length]:
+        elif not (data[0] or flags & wire.CMD_FLAG_DF) and data == _ZEROS[:length]:
             self._reply(form.hole(cookie, offset, offset, length, is_last=True))
         else:
             self._reply(form.data(cookie, offset, offset, length, is_last=True), data)
@@ -475,12 +474,15 @@ class Transmission:
 
     def _failed(self, request: Request, error: Exception) -> None:
         message = str(error) if isinstance(error, SnapctlError) else f"internal error ({type(error).__name__}: {error})"
+        errno = errno_of(error, request.command)
+        if isinstance(error, NodeNotFound) and not self._device.node.is_gone:
+            errno = wire.EIO  # the snapshot that a context refers to is gone, the export is not
         where = None
         if request.command == wire.CMD_READ:
             where = request.offset
             if isinstance(error, Corruption) and error.bytes_affected is not None:
                 where = max(where, min(error.bytes_affected[0], request.offset + max(request.length, 1) - 1))
-        self._refuse(request, errno_of(error, request.command), message, where)
+        self._refuse(request, errno, message, where)
 
     def _refuse(self, request: Request, errno: int, message: str, offset: int | None = None) -> None:
         self._reply(self._form.error(request.cookie, request.offset, errno, message, offset))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from snapctl.engine.container import Container
 from snapctl.services.live.container import LiveContainer
 from snapctl.services.nbd.exports import Exports
 from snapctl.services.nbd.listeners import listen_on_path, listen_on_port
@@ -52,6 +53,10 @@ class Served:
             return work()
 
         return asyncio.run_coroutine_threadsafe(job(), self._loop).result(_TIMEOUT_SECONDS)
+
+    def change(self, operation: Callable[[Container], object]) -> None:
+        """Change the tree of nodes."""
+        self.wait(lambda: self.live.change(operation))
 
     def wait(self, work: Callable[[], Awaitable[T]]) -> T:
         """Await something on the server's loop."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import Generator
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_list_names_all_exports_and_describes_them(served: Served):
 
 def test_node_made_meanwhile_is_an_export_at_once(served: Served):
     with served.client() as client:
-        served.call(lambda: served.live.container.clone("db@mon", "dev"))
+        served.change(lambda container: container.clone("db@mon", "dev"))
         assert [body for _, body in client.option(nbd.LIST)[:-1]][-1].startswith(text("dev"))
         client.go("dev")
         assert client.read(4096, 3) == b"old"
@@ -129,7 +130,7 @@ def test_everything_is_read_only_if_the_server_is(container: Path):
 def test_only_volume_is_the_default_export(served: Served):
     with served.client() as client:
         assert (nbd.INFO, b"\0\1db") in client.option(nbd.OPT_INFO, info_request("", 1))
-        served.call(lambda: served.live.container.create_volume("other", 4096))
+        served.change(lambda container: container.create_volume("other", 4096))
         assert client.final(nbd.OPT_INFO, info_request("")) == nbd.UNKNOWN
 
 
@@ -209,8 +210,16 @@ def contexts_found(client: Client, option: int, *queries: str, name: str = "db")
 def test_wildcards_list_contexts_and_select_none(served: Served):
     with served.client() as client:
         client.final(nbd.STRUCTURED)
+        depth, dirty = "qemu:allocation-depth", "qemu:dirty-bitmap:mon"
         assert contexts_found(client, nbd.LIST_META, "base:") == ["base:allocation"]
-        assert "base:allocation" in contexts_found(client, nbd.LIST_META)
+        assert contexts_found(client, nbd.LIST_META, "qemu:") == [depth, dirty]
+        assert contexts_found(client, nbd.LIST_META, "qemu:dirty-bitmap:", "base:allocation") == [
+            "base:allocation",
+            dirty,
+        ]
+        assert contexts_found(client, nbd.LIST_META) == ["base:allocation", depth, dirty]
+        assert contexts_found(client, nbd.LIST_META, name="db@mon") == ["base:allocation", depth]
+        assert contexts_found(client, nbd.SET_META, dirty, depth) == [dirty, depth]
         assert contexts_found(client, nbd.LIST_META, "x-unknown:", "base:nope") == []
         assert contexts_found(client, nbd.SET_META, "base:", "qemu:", "x-unknown:thing", "nonsense") == []
         assert contexts_found(client, nbd.SET_META) == []
@@ -314,7 +323,11 @@ def in_memory() -> Exports:
     container = Container.format(MemoryBackend(), Geometry(512, 512))
     container.create_volume("db", 1 << 20)
     container.snapshot("db@mon")
-    return Exports(LiveContainer(container))
+
+    async def live() -> LiveContainer:
+        return LiveContainer(container)
+
+    return Exports(asyncio.run(live()))
 
 
 EXPORTS = in_memory()

@@ -74,7 +74,7 @@ def test_client_that_takes_no_replies_is_given_few(served: Served):
 
 def test_large_payloads_that_never_arrive_make_room_for_one_that_does(served: Served, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(budget, "RECEIVE_SECONDS", 0.4)
-    served.call(lambda: served.live.container.create_volume("big", 64 << 20))
+    served.change(lambda container: container.create_volume("big", 64 << 20))
     with undisturbed(served), ExitStack() as stack:
         for _ in range(9):  # the last one finds no room
             client = stack.enter_context(served.client("big"))

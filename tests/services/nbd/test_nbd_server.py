@@ -8,6 +8,7 @@ import socket
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,21 +150,24 @@ def test_damaged_data_is_an_error_that_says_where(form: str, container: Path):
 class Narrow(Device):
     """A device of `Full`."""
 
+    has_room: asyncio.Event
+
     def write(self, offset: int, data: Buffer) -> bool:
-        assert isinstance(self._live, Full)
-        return self._live.has_room.is_set() and super().write(offset, data)
+        return self.has_room.is_set() and super().write(offset, data)
 
 
 class Full(LiveContainer):
     """A container whose cache has no room until the test says so."""
 
-    def __init__(self, container: Container) -> None:
-        super().__init__(container)
+    def __init__(self, container: Container, **limits: Any) -> None:
+        super().__init__(container, **limits)
         self.has_room = asyncio.Event()
         self.waiting = threading.Event()
 
     def device(self, name: str) -> Device:
-        return Narrow(self, super().device(name).node)
+        device = Narrow(self.cache, super().device(name).node)
+        device.has_room = self.has_room
+        return device
 
     async def until_room(self) -> None:
         self.waiting.set()

@@ -50,7 +50,7 @@ def test_write_is_read_at_once_by_another_connection(length: int, served: Served
 
 @every_form
 def test_largest_payload_is_taken(served: Served, form: str):
-    served.call(lambda: served.live.container.create_volume("big", MAX_PAYLOAD_BYTES + 5))
+    served.change(lambda container: container.create_volume("big", MAX_PAYLOAD_BYTES + 5))
     data = random.Random(1).randbytes(1 << 20) * 32
     with served.client("big", form=form) as client:
         client.write(5, data)
@@ -217,9 +217,33 @@ def test_allocation_tells_data_from_holes(client: Client):
 
 
 @chunked_forms
+def test_depth_and_changes_are_told_with_the_allocation(served: Served, form: str):
+    contexts = ("qemu:dirty-bitmap:mon", "base:allocation", "qemu:allocation-depth")
+    served.change(lambda container: container.snapshot("db@tue"))
+    served.change(lambda container: container.clone("db@mon", "dev"))
+    with served.client("db", form=form, contexts=(*contexts, "qemu:dirty-bitmap:tue")) as client:
+        client.write(1 << 20, b"x" * 4096)
+        found = client.ask(nbd.BLOCK_STATUS, 0, SIZE).extents
+        rest = SIZE - (1 << 20) - 4096
+        gap = (1 << 20) - 16384
+        assert found[1] == [(4096, 0), (12288, 1), (gap, 0), (4096, 1), (rest, 0)]
+        assert found[2] == [(4096, 3), (12288, 0), (gap, 3), (4096, 0), (rest, 3)]
+        assert found[3] == [(4096, 0), (12288, 1), (gap, 0), (4096, 1), (rest, 0)]
+        assert found[4] == [(1 << 20, 0), (4096, 1), (rest, 0)]
+        served.change(lambda container: container.delete("db@tue"))
+        assert client.ask(nbd.BLOCK_STATUS, 0, SIZE).error == nbd.EIO
+        assert client.read(1 << 20, 4) == b"xxxx"
+    with served.client("dev", form=form, contexts=contexts[2:]) as client:
+        client.write(0, b"own")
+        (depths,) = client.ask(nbd.BLOCK_STATUS, 0, 16384).extents.values()
+        assert depths[0] == (4096, 1)
+        assert depths[1][1] > 1
+
+
+@chunked_forms
 def test_status_of_terabytes_is_answered_at_once_and_bounded(served: Served, form: str):
     size = 3 << 40
-    served.call(lambda: served.live.container.create_volume("huge", size))
+    served.change(lambda container: container.create_volume("huge", size))
     with served.client("huge", form=form, contexts=("base:allocation",)) as client:
         for batch in range(0, 6000 * 8192, 500 * 8192):
             for start in range(batch, batch + 500 * 8192, 8192):
@@ -237,7 +261,7 @@ def test_status_of_terabytes_is_answered_at_once_and_bounded(served: Served, for
 
 def test_extended_request_carries_64_bit_lengths(served: Served):
     size = 1 << 40
-    served.call(lambda: served.live.container.create_volume("huge", size))
+    served.change(lambda container: container.create_volume("huge", size))
     with served.client("huge", form="extended", contexts=("base:allocation",)) as client:
         client.write(size - 4, b"last")
         assert client.ask(nbd.WRITE_ZEROES, 0, size).error == 0
@@ -270,7 +294,7 @@ def test_request_without_its_magic_ends_the_connection(client: Client):
 
 @every_form
 def test_shrunk_volume_refuses_what_is_beyond_its_end(served: Served, client: Client):
-    served.call(lambda: served.live.container["db"].resize(1 << 20, shrink=True))
+    served.change(lambda container: container["db"].resize(1 << 20, shrink=True))
     assert client.ask(nbd.READ, 2 << 20, 4096).error == nbd.EINVAL
     assert client.ask(nbd.WRITE, 2 << 20, 1, b"x").error == nbd.ENOSPC
     assert client.ask(nbd.READ, 0, 2 << 20).error == nbd.EINVAL
@@ -279,7 +303,7 @@ def test_shrunk_volume_refuses_what_is_beyond_its_end(served: Served, client: Cl
 
 @every_form
 def test_client_of_a_deleted_volume_is_told_to_go(served: Served, client: Client):
-    served.call(lambda: served.live.container.delete("db", cascade=True))
+    served.change(lambda container: container.delete("db", cascade=True))
     assert client.ask(nbd.READ, 0, 1).error == 108
 
 
