@@ -88,21 +88,17 @@ async def _serve(container: Container, directory: str, *, allow_other: bool) -> 
     try:
         interrupt.to_loop(signals.put_nowait)
         # Here goes the control socket: `async with ControlServer(live, container.path):`.
-        mounted = Mount(live, directory, allow_other=allow_other, report=lambda error: output.complain(str(error)))
-        await mounted.start()
-        ended = asyncio.ensure_future(mounted.wait())
-        try:
+        async with Mount(live, directory, allow_other=allow_other, report=_report) as mounted:
+            ended = asyncio.ensure_future(mounted.wait())
             output.emit_lines([f"{container.path} is mounted on {mounted.directory}"])
             output.flush()
             await _first(ended, signals.get())
-        finally:
-            users = await mounted.unmount()
-        for user in users:
-            output.complain(f"waiting for {user}")
-        await _first(ended, signals.get())
-        if not ended.done():
-            raise SnapctlError(f"{mounted.directory} was still in use; all that had been written to it is durable")
-        ended.result()
+            for user in await mounted.unmount():
+                output.complain(f"waiting for {user}")
+            await _first(ended, signals.get())
+            if not ended.done():
+                raise SnapctlError(f"{mounted.directory} was still in use; all that had been written to it is durable")
+            ended.result()
     finally:
         await live.close()
 
@@ -115,3 +111,7 @@ async def _first(ended: Future[None], signal: Coroutine[None, None, int]) -> Non
     either: list[Future[Any]] = [ended, signalled]
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     signalled.cancel()
+
+
+def _report(error: SnapctlError) -> None:
+    output.complain(str(error))

@@ -21,6 +21,7 @@ TIMEOUT_SECONDS = 60
 def require_fuse() -> str:
     """Skip where nothing can be mounted; returns the program that unmounts."""
     unmount = needs("fusermount3", package="fuse3")
+    os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("/dev/fuse cannot be used")
     return unmount

@@ -144,10 +144,25 @@ class Operations:
         self._ready = ready
         self._report = report
         self._synchronous: set[int] = set()
+        self._has_stopped = False
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+    def stop(self) -> None:
+        """Fail all calls from now on, those on their way included; to be called on the loop."""
+        self._has_stopped = True
+
+    def _check(self) -> None:
+        if self._has_stopped:
+            raise refusal(errno.EIO)
+
+    def _run(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
         """Let a coroutine run on the loop, and give its result or its error to libfuse."""
-        return self._result(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+        async def work() -> T:
+            self._check()
+            return await function(*arguments)
+
+        self._check()
+        return self._result(asyncio.run_coroutine_threadsafe(work(), self._loop))
 
     def _call(self, function: Callable[..., T], *arguments: object) -> T:
         """As `_run`, of a plain function, for which the loop needs no task."""
@@ -155,10 +170,12 @@ class Operations:
 
         def work() -> None:
             try:
+                self._check()
                 answer.set_result(function(*arguments))
             except Exception as error:  # noqa: BLE001 it is raised where the answer is awaited
                 answer.set_exception(error)
 
+        self._check()
         self._loop.call_soon_threadsafe(work)
         return self._result(answer)
 
@@ -223,9 +240,9 @@ class Operations:
     def _change(self, handle: int, change: Callable[..., int | None], *arguments: object) -> int:
         """Change a file as soon as the cache has room for it; durably if the file was opened so."""
         while (done := self._call(change, handle, *arguments)) is None:
-            self._run(self._files.until_room())
+            self._run(self._files.until_room)
         if handle in self._synchronous:
-            self._run(self._files.flush(handle))
+            self._run(self._files.flush, handle)
         return done
 
     def lseek(self, offset: int, whence: int, handle: int) -> int:
@@ -234,12 +251,12 @@ class Operations:
 
     def fsync(self, _path: str, _data_only: int, handle: int) -> int:
         """Make everything durable."""
-        self._run(self._files.flush(handle))
+        self._run(self._files.flush, handle)
         return 0
 
     def fsyncdir(self, _path: str, _data_only: int, _handle: int) -> int:
         """Make everything durable."""
-        self._run(self._files.flush())
+        self._run(self._files.flush)
         return 0
 
     def truncate(self, path: str, length: int, _handle: int | None = None) -> int:

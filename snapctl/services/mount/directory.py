@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from snapctl.errors import SnapctlError
 from snapctl.services.mount import binding
@@ -60,9 +60,9 @@ def check_system() -> None:
 
 
 class Mount:
-    """A live container mounted on a directory.
+    """A live container mounted on a directory, from the beginning of a with-block on.
 
-    Its life: `start`, then `wait` until somebody unmounts the directory, which may be `unmount`.
+    When the block ends the directory is free, and whoever still has a file open gets errors.
     """
 
     def __init__(
@@ -90,14 +90,14 @@ class Mount:
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._operations = binding.Operations(self._files, self._loop, ready=self._is_ready.set, report=report)
 
-    async def start(self) -> None:
+    async def __aenter__(self) -> Self:
         """Return once programs can use the directory.
 
         Raises:
             SnapctlError: it cannot be mounted.
         """
         check_system()
-        # A daemon, so that a process that has given up on its users can end.
+        # A daemon, so that a process that does not wait for its users can end.
         threading.Thread(target=self._serve, name="fuse", daemon=True).start()
         ready = asyncio.ensure_future(self._is_ready.wait())
         either: list[asyncio.Future[Any]] = [ready, self._ended]
@@ -105,13 +105,16 @@ class Mount:
         ready.cancel()
         if self._ended.done():
             self._ended.result()
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.unmount()
+        self._operations.stop()
+        self._files.release_all()
 
     async def wait(self) -> None:
         """Return when the directory is unmounted and nobody has a file open; raises as `binding.serve`."""
-        try:
-            await asyncio.shield(self._ended)
-        finally:
-            self._files.release_all()
+        await asyncio.shield(self._ended)
 
     async def unmount(self) -> list[str]:
         """Take the directory away.

@@ -70,6 +70,7 @@ class Files:
     def __init__(self, live: LiveContainer) -> None:
         """Show the nodes of `live`."""
         self._live = live
+        self._status = os.stat(live.container.path)
         self._open: dict[int, OpenFile] = {}
         self._handles = count(1)
         self._written_ns: dict[int, int] = {}
@@ -80,7 +81,7 @@ class Files:
 
     def attributes_of_directory(self) -> dict[str, int]:
         """The attributes of the directory itself, which changes when nodes come and go."""
-        status = os.stat(self._live.container.path)
+        status = self._status_of_container()
         readable = stat.S_IMODE(status.st_mode) & 0o444
         times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), status.st_mtime_ns)
         mode = stat.S_IFDIR | readable | readable >> 2
@@ -103,7 +104,7 @@ class Files:
             NodeNotFound: there is none of that name.
         """
         device = self._live.device(name) if handle is None else self._file(handle).device
-        status = os.stat(self._live.container.path)
+        status = self._status_of_container()
         node = device.node
         created_ns = node.record.created_ns
         changed_ns = created_ns
@@ -123,6 +124,14 @@ class Files:
             "st_blksize": self._live.container.block_size,
             **_times(changed_ns),
         }
+
+    def _status_of_container(self) -> os.stat_result:
+        """The container file's attributes; the last ones seen, once it has been moved away."""
+        try:
+            self._status = os.stat(self._live.container.path)
+        except OSError:
+            pass
+        return self._status
 
     def statistics(self) -> dict[str, int]:
         """What statvfs(2) tells: the room of the container, in its blocks."""
@@ -167,8 +176,8 @@ class Files:
             self._live.release(file.device, file)
 
     def users(self) -> list[str]:
-        """Who has which file open."""
-        return [f"{file.device.name}: {file.description}" for file in self._open.values()]
+        """Who has which file open, once each."""
+        return list(dict.fromkeys(f"{file.device.name}: {file.description}" for file in self._open.values()))
 
     def release_all(self) -> None:
         """Close what is still open; the system does not say so for each file when a mount ends."""
