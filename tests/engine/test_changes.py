@@ -253,9 +253,9 @@ class ForgetfulHistory(History):
 
 
 TestHistory = History.TestCase
-TestHistory.settings = settings(stateful_step_count=30, max_examples=30)
+TestHistory.settings = settings(stateful_step_count=30, max_examples=25)
 TestForgetfulHistory = ForgetfulHistory.TestCase
-TestForgetfulHistory.settings = settings(stateful_step_count=30, max_examples=30)
+TestForgetfulHistory.settings = settings(stateful_step_count=30, max_examples=20)
 
 
 COVERED = ((0, SECOND_BYTES), (SECOND_BYTES, LEAF_BYTES), (SECOND_BYTES + 3 * LEAF_BYTES, BLOCK))
