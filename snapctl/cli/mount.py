@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import Coroutine
 
-    from snapctl.engine.container import Container
 
 commands = typer.Typer()
 
@@ -57,7 +56,6 @@ def mount(
     """
     # mfusepy takes libfuse 2 where both are installed.
     os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
-    from snapctl.engine.container import Container
     from snapctl.services.mount.directory import check
 
     location = locate(path)
@@ -69,28 +67,31 @@ def mount(
 
     # libfuse goes to the root directory.
     container_path = os.path.abspath(location.container)
-    container = Container.open(container_path, writable=not read_only, wait_seconds=wait)
-    asyncio.run(_serve(container, directory, allow_other=allow_other))
+    asyncio.run(_serve(container_path, directory, read_only=read_only, allow_other=allow_other, wait_seconds=wait))
 
 
-async def _serve(container: Container, directory: str, *, allow_other: bool) -> None:
+async def _serve(
+    container_path: str, directory: str, *, read_only: bool, allow_other: bool, wait_seconds: float
+) -> None:
     """Mount until somebody unmounts, then commit and close.
 
     A first signal unmounts. What is in use stays so until it is closed; a second signal does not wait for that.
     """
     import asyncio
 
+    from snapctl.services.control.server import ControlServer
     from snapctl.services.live.container import LiveContainer
     from snapctl.services.mount.directory import Mount
 
     signals: asyncio.Queue[int] = asyncio.Queue()
-    live = LiveContainer(container)
+    live = await LiveContainer.open(container_path, writable=not read_only, wait_seconds=wait_seconds)
+    control = ControlServer(live, container_path, lambda: {"addresses": [os.path.abspath(directory)]})
     try:
         interrupt.to_loop(signals.put_nowait)
-        # Here goes the control socket: `async with ControlServer(live, container.path):`.
+        await control.start()
         async with Mount(live, directory, allow_other=allow_other, report=_report) as mounted:
             ended = asyncio.ensure_future(mounted.wait())
-            output.emit_lines([f"{container.path} is mounted on {mounted.directory}"])
+            output.emit_lines([f"{container_path} is mounted on {mounted.directory}"])
             output.flush()
             await _first(ended, signals.get())
             for user in await mounted.unmount():
@@ -100,6 +101,7 @@ async def _serve(container: Container, directory: str, *, allow_other: bool) -> 
                 raise SnapctlError(f"{mounted.directory} was still in use; all that had been written to it is durable")
             ended.result()
     finally:
+        await control.stop()
         await live.close()
 
 

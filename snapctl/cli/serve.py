@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
@@ -41,6 +42,7 @@ class _Options:
     read_only: bool = False
     exports: list[str] = field(default_factory=list)
     tls: SSLContext | None = None
+    metrics: tuple[str, int] | None = None
     wait_seconds: float = 5.0
 
 
@@ -69,6 +71,9 @@ def serve(
     tls_ca: Annotated[
         str | None,
         typer.Option("--tls-ca", metavar="FILE", help="Take only clients with a certificate signed by these (PEM)."),
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Answer Prometheus on this TCP port.")
     ] = None,
     wait: Wait = 5.0,
 ) -> None:
@@ -101,7 +106,8 @@ def serve(
         from snapctl.services.nbd.server import tls_context
 
         tls = tls_context(tls_cert, tls_key, tls_ca)
-    options = _Options(location.container, unix or [], addresses, read_only, export or [], tls, wait)
+    scraped = None if metrics is None else parse_address(metrics)
+    options = _Options(location.container, unix or [], addresses, read_only, export or [], tls, scraped, wait)
     asyncio.run(_serve(options))
 
 
@@ -130,10 +136,12 @@ async def _serve(options: _Options) -> None:
 
 async def _start(options: _Options, stack: AsyncExitStack) -> Server:
     """Open the container and everything that gives access to it; the stack closes them, the container last."""
+    from snapctl.services.control.server import ControlServer
     from snapctl.services.live.container import LiveContainer
     from snapctl.services.nbd.exports import Exports
     from snapctl.services.nbd.server import Server
 
+    started = time.monotonic()
     live = await LiveContainer.open(
         options.container, writable=not options.read_only, wait_seconds=options.wait_seconds
     )
@@ -142,6 +150,14 @@ async def _start(options: _Options, stack: AsyncExitStack) -> Server:
     exports = Exports(live, only=options.exports, read_only=options.read_only)
     server = Server(exports, tls=options.tls, log=output.complain)
     stack.push_async_callback(server.close)
+    control = ControlServer(live, options.container, lambda: {"addresses": server.addresses()})
+    stack.push_async_callback(control.stop)
+    await control.start()
+    if options.metrics is not None:
+        from snapctl.services import metrics
+
+        scraped = await metrics.start(*options.metrics, lambda: metrics.take(live, server, time.monotonic() - started))
+        stack.push_async_callback(scraped.close)
     await server.start(_listeners(options))
     return server
 

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from threading import Thread
     from wsgiref.simple_server import WSGIServer
 
+    from snapctl.services.live.container import LiveContainer
+    from snapctl.services.nbd.server import Server
+
 _TOLD_BUCKETS = range(2, 25, 2)
 """The buckets of a latency histogram that are told, from 4 microseconds to 17 seconds: fewer series, wide enough."""
 _BUCKET_NANOSECONDS = 1024
@@ -73,6 +76,38 @@ class Status(TypedDict):
     commits: int
     commit_nanoseconds: int
     exports: Sequence[Export]
+
+
+def take(live: LiveContainer, server: Server, uptime_seconds: float) -> Status:
+    """Take the present state of a server."""
+    usage, told, counted = live.container.usage, live.status(), server.statistics()
+    return {
+        "uptime_seconds": uptime_seconds,
+        "used_bytes": usage.used_bytes,
+        "free_bytes": usage.free_bytes,
+        "reserve_bytes": usage.reserve_bytes,
+        "dirty_bytes": int(told["dirty_bytes"]),
+        "commits": int(told["commits"]),
+        "commit_nanoseconds": int(told["commit_seconds"] * 1e9),
+        "exports": [
+            {
+                "name": node.name,
+                "connections": len(live.users.get(node.id, ())),
+                "in_flight": counted[node.id].in_flight if node.id in counted else 0,
+                "operations": {
+                    name: {
+                        "requests": operation.requests,
+                        "errors": operation.errors,
+                        "length_bytes": operation.length_bytes,
+                        "nanoseconds": operation.nanoseconds,
+                        "histogram": operation.histogram,
+                    }
+                    for name, operation in (counted[node.id].named() if node.id in counted else ())
+                },
+            }
+            for node in live.nodes()
+        ],
+    }
 
 
 class MetricsServer:

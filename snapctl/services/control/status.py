@@ -44,9 +44,8 @@ def describe(live: LiveContainer, started: float, more: dict[str, Any]) -> dict[
         started: when its server came up, on the monotonic clock.
         more: what the server adds of its own, such as its addresses.
     """
-    # What a live container tells of its cache and its commits; the plainest kind has neither.
-    tell = getattr(live, "status", dict)
-    server = {"pid": os.getpid(), "uptime_seconds": round(time.monotonic() - started, 3), **more, **tell()}
+    uptime_seconds = round(time.monotonic() - started, 3)
+    server = {"pid": os.getpid(), "uptime_seconds": uptime_seconds, **more, **live.status()}
     return {"container": describe_container(live.container), "server": server, "clients": list(_clients(live))}
 
 

@@ -40,6 +40,7 @@ class Cache:
     """What was acknowledged and is not durable yet.
 
     Attributes:
+        most_bytes: acknowledged data to hold.
         commits: how many were made.
         commit_seconds: how long they took, from the seal to the end.
         last_commit_seconds: how long the last one took.
@@ -54,7 +55,7 @@ class Cache:
             most_seconds: how old it may become before a round begins by itself.
         """
         self._container = container
-        self._most_bytes = most_bytes
+        self.most_bytes = most_bytes
         self._most_seconds = most_seconds
         self._room = Room(container)
         self._open = Generation()
@@ -112,7 +113,7 @@ class Cache:
         if self._failure is not None:
             raise self._failure
         held = max(data_bytes, self._container.block_size)
-        if self._held_bytes and self._held_bytes + held > self._most_bytes:
+        if self._held_bytes and self._held_bytes + held > self.most_bytes:
             self._wait()
             return None
         try:
@@ -129,7 +130,7 @@ class Cache:
                 self._timer = asyncio.get_running_loop().call_later(self._most_seconds, self._want_round)
         self._open.held_bytes += held
         self._held_bytes += held
-        if self._held_bytes * 2 > self._most_bytes:
+        if self._held_bytes * 2 > self.most_bytes:
             self._want_round()
         return overlay
 

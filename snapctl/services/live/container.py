@@ -122,6 +122,17 @@ class LiveContainer:
         if not users:
             self.users.pop(device.node.id, None)
 
+    def status(self) -> dict[str, int | float]:
+        """What the cache holds and how its commits went, as docs/control.md has it."""
+        cache = self.cache
+        return {
+            "dirty_bytes": cache.dirty_bytes,
+            "most_dirty_bytes": cache.most_bytes,
+            "commits": cache.commits,
+            "commit_seconds": round(cache.commit_seconds, 6),
+            "last_commit_seconds": round(cache.last_commit_seconds, 6),
+        }
+
     async def until_room(self) -> None:
         """Return when the cache may have room again."""
         await self.cache.until_room()
