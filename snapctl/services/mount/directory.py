@@ -140,7 +140,10 @@ class Mount:
             )
         except SnapctlError as error:
             failure = error
-        self._loop.call_soon_threadsafe(self._end, failure)
+        try:
+            self._loop.call_soon_threadsafe(self._end, failure)
+        except RuntimeError:  # the loop is closed: nobody has waited for this end
+            pass
 
     def _end(self, failure: SnapctlError | None) -> None:
         if failure is None:
