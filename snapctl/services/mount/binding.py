@@ -73,9 +73,7 @@ def load() -> Any:  # noqa: ANN401 it has no types
     return mfusepy
 
 
-def serve(
-    operations: Operations, directory: str, *, name: str, read_only: bool, allow_other: bool, debug: bool = False
-) -> None:
+def serve(operations: Operations, directory: str, *, name: str, read_only: bool, allow_other: bool) -> None:
     """Mount on a directory, and return when it is not mounted any more.
 
     Args:
@@ -84,7 +82,6 @@ def serve(
         name: of the container, for the table of mounts.
         read_only: have the system refuse all writes.
         allow_other: let other users in.
-        debug: have libfuse print every call.
 
     Raises:
         SnapctlError: libfuse, or the system, refuses.
@@ -103,7 +100,6 @@ def serve(
         Fuse(
             operations,
             directory,
-            debug=debug,
             ro=read_only,
             allow_other=allow_other,
             fsname=escaped,
