@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapctl.cli import files, progress, session
+from snapctl.cli import files, interrupt, progress, session
 from snapctl.cli.options import CowPolicy, NewVolumePath, NodePath, Wait
 from snapctl.cli.path import locate, locate_new
 
@@ -55,9 +55,10 @@ def import_(
             open_source(source, location.container) as opened,
             files.handed_over(opened.fd) as fd,
             progress.reporting(label) as report,
+            interrupt.until_committing() as begin_commit,
         ):
             params = {"name": name, "cow": cow, "source": opened.name}
-            return server.call("import", params, source=fd, progress=report)
+            return server.call("import", params, source=fd, progress=report, ready=begin_commit)
 
     session.here_or_there(location.container, wait, here, there)
 

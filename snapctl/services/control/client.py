@@ -62,7 +62,13 @@ class Client:
         self._descriptors.clear()
 
     def call(
-        self, method: str, params: dict[str, Any], *, source: int | None = None, progress: Progress | None = None
+        self,
+        method: str,
+        params: dict[str, Any],
+        *,
+        source: int | None = None,
+        progress: Progress | None = None,
+        ready: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
         """Have the server do something, and wait until it has.
 
@@ -71,6 +77,7 @@ class Client:
             params: of the method.
             source: a descriptor to send along.
             progress: called as the server tells how far it has come.
+            ready: called before an import that has all its data is finished; until then hanging up undoes it.
 
         Returns:
             The method's result.
@@ -91,6 +98,10 @@ class Client:
                     break
                 if progress is not None and answer.get("method") == "progress":
                     progress(answer["params"]["done_bytes"], answer["params"]["total_bytes"])
+                if ready is not None and answer.get("method") == "ready":
+                    ready()
+                    finish = {"jsonrpc": "2.0", "method": "finish", "params": {"id": self._last_id}}
+                    self._send(encode(finish), [])
         except OSError as error:
             raise self._lost() from error
         if "error" in answer:

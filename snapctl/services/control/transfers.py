@@ -8,6 +8,7 @@ ends with its client's connection; what it had written stays, of an import nothi
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,7 @@ async def import_volume(live: LiveContainer, request: Request) -> dict[str, Any]
             node.resize(size_bytes, shrink=True)
             container.finish(node)
 
+        await _agreed(request)
         await live.change(finish)
     except BaseException:
         # If this fails as well, it stays hidden, and the next to open the container deletes it.
@@ -169,6 +171,25 @@ def _source(live: LiveContainer, request: Request) -> Source:
         raise UsageError(f"{request.method} takes one descriptor, to read from; {len(request.descriptors)} came")
     name = request.params.get("source", "the input")[:4096]
     return adopt_source(request.descriptors[0], name, live.container.path, request.connection.is_gone)
+
+
+async def _agreed(request: Request) -> None:
+    """Have the client say that all has come: who is interrupted together with the writer of a pipe means no end.
+
+    Raises:
+        Abandoned: the client is gone.
+        UsageError: it says something else.
+    """
+    request.connection.send({"jsonrpc": "2.0", "method": "ready", "params": {"id": request.id}})
+    line = await request.connection.read_line()
+    if line is None:
+        raise Abandoned
+    try:
+        is_agreed = json.loads(line) == {"jsonrpc": "2.0", "method": "finish", "params": {"id": request.id}}
+    except (ValueError, RecursionError):
+        is_agreed = False
+    if not is_agreed:
+        raise UsageError("an import that is ready waits for 'finish' and nothing else; it was given up")
 
 
 def _tell(request: Request, done_bytes: int, total_bytes: int | None) -> None:
