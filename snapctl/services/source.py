@@ -8,11 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from select import POLLIN, poll
-from typing import TYPE_CHECKING
 
 from snapctl.errors import IoFailure, UsageError
 from snapctl.services.target import (
@@ -23,9 +22,6 @@ from snapctl.services.target import (
     translated,
     wait_until_ready,
 )
-
-if TYPE_CHECKING:
-    from threading import Event
 
 _SHORTEST_HOLE_BYTES = 64 << 10
 """Holes in a source are looked for at this granularity; in what is read the engine finds the blocks of zeros."""
@@ -46,14 +42,14 @@ class Source:
         name: for messages.
         start_bytes: where in the file the volume begins: at 0, unless standard input has been read from before.
         size_bytes: how much there is; 0 if only reading to the end can tell.
-        abandoned: set by another thread when nobody wants the data any more.
+        abandoned: tells whether nobody wants the data any more; asked while waiting for it.
     """
 
     fd: int
     name: str
     start_bytes: int
     size_bytes: int
-    abandoned: Event | None = None
+    abandoned: Callable[[], bool] | None = None
 
     def fill(self, view: memoryview) -> int:
         """Read on until `view` is full or the source ends; returns the bytes read."""
@@ -116,7 +112,7 @@ class Source:
             return
         ready = poll()
         ready.register(self.fd, POLLIN)
-        while not self.abandoned.is_set():
+        while not self.abandoned():
             if ready.poll(_POLL_MILLISECONDS):
                 return
         raise Abandoned
@@ -134,7 +130,7 @@ class Source:
         return IoFailure(f"{self.name} became shorter while it was being read; import it when nobody writes to it")
 
 
-def adopt_source(fd: int, name: str, container_path: str, abandoned: Event) -> Source:
+def adopt_source(fd: int, name: str, container_path: str, abandoned: Callable[[], bool]) -> Source:
     """Take up a descriptor that somebody else opened, who shares it and closes it; raises as `open_source`.
 
     Args:

@@ -190,6 +190,23 @@ def test_data_in_use_is_taken_away_by_force_only(arguments: list[str], clients: 
         assert sum(len(user.reasons) for user in users.values()) == len(used)
 
 
+def test_writer_whose_volume_is_deleted_by_force_hears_of_it(lab: Path):
+    with served(lab):
+        run("create", lab / "big", "--size", "1G")
+        process = start("write", lab / "big")
+        assert process.stdin is not None
+        for _ in range(9):
+            process.stdin.write(os.urandom(1 << 20))
+        assert "in use by a client" in snapctl("delete", lab / "big").err
+        run("delete", lab / "big", "--force")
+        assert process.wait(30) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == b"snapctl: big: its data is taken away by a command with --force\n"
+        for stream in (process.stdin, process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
+
+
 def test_what_takes_no_data_away_needs_no_force(lab: Path):
     with served(lab, db=User(), **{"db@mon": User()}):
         run("snapshot", lab / "db@tue")

@@ -155,7 +155,7 @@ class Methods:
             clients = "a client" if len(users) == 1 else f"{len(users)} clients"
             raise InUse(f"{names}: in use by {clients}; disconnect first, or give --force", len(users))
         for user in users if not dry_run else ():
-            user.disconnect("its data was taken away by a command with --force")
+            user.disconnect("its data is taken away by a command with --force")
 
     def usage(self) -> dict[str, int]:
         """How full the container is, as `snapctl.engine.model.Usage` has it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -44,15 +45,22 @@ class _Writer:
 
     Attributes:
         description: see `snapctl.services.live.container.User`.
+        reason: why it has to stop.
     """
 
-    def __init__(self, method: str, connection: Connection) -> None:
-        self.description = f"snapctl {method}"
+    description = "snapctl write"
+
+    def __init__(self, connection: Connection) -> None:
+        self.reason: str | None = None
         self._connection = connection
 
-    def disconnect(self, reason: str) -> None:  # noqa: ARG002 the client learns it from the next write
+    def is_over(self) -> bool:
+        """Whether it has to stop, or its client is gone."""
+        return self.reason is not None or self._connection.is_gone.is_set()
+
+    def disconnect(self, reason: str) -> None:
         """Stop writing."""
-        self._connection.hang_up()
+        self.reason = reason
 
 
 async def write(live: LiveContainer, request: Request) -> dict[str, Any]:
@@ -62,12 +70,12 @@ async def write(live: LiveContainer, request: Request) -> dict[str, Any]:
         Abandoned: the client is gone.
         SnapctlError: as `Device.write`, or the source cannot be read.
     """
-    source = _source(live, request)
+    writer = _Writer(request.connection)
+    source = _source(live, request, writer.is_over)
     device = live.device(request.params["name"])
     offset = request.params.get("offset_bytes", 0)
     device.node.check_writable()
     device.node.check_range(offset, source.size_bytes)
-    writer = _Writer(request.method, request.connection)
     live.use(device, writer)
     try:
         position = offset
@@ -79,6 +87,10 @@ async def write(live: LiveContainer, request: Request) -> dict[str, Any]:
             _tell(request, position - offset, source.size_bytes or None)
             if count < len(piece):
                 break
+    except Abandoned:
+        if writer.reason is not None:
+            raise SnapctlError(f"{device.name}: {writer.reason}") from None
+        raise
     finally:
         live.release(device, writer)
     await live.flush()
@@ -92,7 +104,7 @@ async def import_volume(live: LiveContainer, request: Request) -> dict[str, Any]
         Abandoned: the client is gone; nothing is left of the volume.
         SnapctlError: as `Container.create_volume` and `Device.write`, or the source cannot be read; likewise.
     """
-    source = _source(live, request)
+    source = _source(live, request, request.connection.is_gone.is_set)
     name, cow = request.params["name"], cow_policy(request.params.get("cow", "redirect"))
     first = memoryview(bytearray(0 if source.size_bytes else CHUNK_BYTES))
     count = await asyncio.to_thread(source.fill, first)
@@ -166,11 +178,11 @@ async def _put(live: LiveContainer, device: Device, offset: int, piece: memoryvi
         await live.until_room()
 
 
-def _source(live: LiveContainer, request: Request) -> Source:
+def _source(live: LiveContainer, request: Request, is_over: Callable[[], bool]) -> Source:
     if len(request.descriptors) != 1:
         raise UsageError(f"{request.method} takes one descriptor, to read from; {len(request.descriptors)} came")
     name = request.params.get("source", "the input")[:4096]
-    return adopt_source(request.descriptors[0], name, live.container.path, request.connection.is_gone)
+    return adopt_source(request.descriptors[0], name, live.container.path, is_over)
 
 
 async def _agreed(request: Request) -> None:
