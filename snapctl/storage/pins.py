@@ -30,6 +30,7 @@ class Pins:
     def __init__(self) -> None:
         self._pins: list[Pin] = []
         self._held: dict[int, int] = {}
+        self._bits: dict[int, int] = {}
 
     def __bool__(self) -> bool:
         return bool(self._pins)
@@ -43,23 +44,28 @@ class Pins:
         """Begin a pin of the last commit, given its bitmaps that are in memory."""
         pin = Pin(dict(committed))
         self._pins.append(pin)
+        self._bits.clear()
         return pin
 
     def remove(self, pin: Pin) -> None:
         """End a pin."""
         self._pins.remove(pin)
+        self._bits.clear()
 
     def note(self, index: int, committed: bytes) -> None:
         """Take note of a bitmap that comes into memory, as the last commit left it."""
         for pin in self._pins:
             pin.states.setdefault(index, committed)
+        self._bits.pop(index, None)
 
     def bits(self, index: int) -> int:
         """The units of one bitmap that pins stand for, as a number."""
-        bits = 0
-        for pin in self._pins:
-            if index in pin.states:
-                bits |= int.from_bytes(pin.states[index], "little")
+        bits = self._bits.get(index)
+        if bits is None:
+            bits = 0
+            for state in {pin.states[index] for pin in self._pins if index in pin.states}:
+                bits |= int.from_bytes(state, "little")
+            self._bits[index] = bits
         return bits
 
     def recount(self, index: int, committed: bytes, previous: bytes) -> None:
