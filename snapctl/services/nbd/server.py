@@ -94,15 +94,20 @@ class Server:
     async def close(self) -> None:
         """Stop accepting, answer the requests in flight, disconnect; what takes too long is cut off."""
         self._hub.is_closing = True
+        loop = asyncio.get_running_loop()
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            loop.remove_reader(listener.socket)
+        await asyncio.sleep(0)  # asyncio forgets to close a connection whose server closes while it is being accepted
         for server in self._servers:
             server.close()
-        for listener in self._listeners:
+        for listener in listeners:
             listener.close()
         connections = list(self._hub.connections)
         tasks = [task for c in connections if c.transmission is not None for task in c.transmission.tasks]
         for connection in connections:
             connection.finish()
-        deadline = asyncio.get_running_loop().time() + _CLOSE_SECONDS
+        deadline = loop.time() + _CLOSE_SECONDS
         if tasks:
             await asyncio.wait(tasks, timeout=_CLOSE_SECONDS)
         await self._until_gone(deadline)

@@ -66,13 +66,21 @@ class Client:
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         self.link: socket.socket = socket.socket(family)
         self.link.settimeout(TIMEOUT_SECONDS)
-        self.link.connect(address)
+        try:
+            self.link.connect(address)
+        except OSError:
+            self.link.close()
+            raise
         self.form = "simple"
         self.cookie = 0x1234_5678_9ABC_0000
         self.greeting = b""
         if flags is not None:
-            self.greeting = self.receive(18)
-            self.send(struct.pack(">L", flags))
+            try:
+                self.greeting = self.receive(18)
+                self.send(struct.pack(">L", flags))
+            except BaseException:
+                self.link.close()
+                raise
 
     def __enter__(self) -> Self:
         return self

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -58,13 +59,17 @@ class Served:
         """Change the tree of nodes."""
         self.wait(lambda: self.live.change(operation))
 
-    def wait(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Await something on the server's loop."""
+    def begin(self, work: Callable[[], Awaitable[T]]) -> Future[T]:
+        """Start something on the server's loop."""
 
         async def job() -> T:
             return await work()
 
-        return asyncio.run_coroutine_threadsafe(job(), self._loop).result(_TIMEOUT_SECONDS)
+        return asyncio.run_coroutine_threadsafe(job(), self._loop)
+
+    def wait(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Await something on the server's loop."""
+        return self.begin(work).result(_TIMEOUT_SECONDS)
 
 
 @contextmanager
@@ -107,6 +112,7 @@ def serving(
         try:
             yield served
         finally:
+            print(*served.log, sep="\n")  # which pytest shows if the test fails
             asyncio.run_coroutine_threadsafe(end(served), loop).result(_TIMEOUT_SECONDS)
     finally:
         loop.call_soon_threadsafe(loop.stop)

@@ -120,21 +120,6 @@ def test_statistics_count_requests_bytes_and_errors_beyond_the_connection(served
     assert total.in_flight == 0
 
 
-def test_closing_answers_what_is_in_flight_and_disconnects(container: Path):
-    with serving(container) as served:
-        client = served.client("db")
-        client.write(0, b"kept")
-        cookies = [client.send_request(nbd.READ, 0, SIZE), client.send_request(nbd.FLUSH)]
-        chunk = client.chunk(SIZE)
-        assert chunk.cookie in cookies
-    client.receive(16 if chunk.cookie == cookies[0] else 16 + SIZE)
-    assert client.is_closed()
-    client.link.close()
-    assert not Path(served.path).exists()
-    with serving(container) as again, again.client("db") as other:
-        assert other.read(0, 4) == b"kept"
-
-
 @pytest.mark.parametrize("form", nbd.FORMS)
 def test_damaged_data_is_an_error_that_says_where(form: str, container: Path):
     backend = FileBackend.open(str(container), writable=True)
@@ -203,6 +188,24 @@ def test_client_that_leaves_while_its_write_waits_for_room_leaves_nothing_behind
         served.call(live.has_room.set)
         assert not served.wait(lambda: until(served.server.clients))
         assert served.call(lambda: served.server._hub.budget.held_bytes) == 0
+
+
+def test_closing_answers_what_is_in_flight_and_disconnects(container: Path):
+    with serving(container, kind=Full) as served, served.client("db") as client:
+        live = served.live
+        assert isinstance(live, Full)
+        client.send_request(nbd.WRITE, 0, 4, b"kept", nbd.FUA)
+        assert live.waiting.wait(20)
+        closing = served.begin(served.server.close)
+        with pytest.raises((nbd.Gone, OSError)):
+            Client(served.path)
+        served.call(live.has_room.set)
+        assert client.reply(nbd.WRITE, 0, 4).error == 0
+        assert client.is_closed()
+        closing.result(20)
+        assert not Path(served.path).exists()
+    with serving(container) as again, again.client("db") as other:
+        assert other.read(0, 4) == b"kept"
 
 
 def test_tcp_and_unix_serve_the_same(container: Path):
