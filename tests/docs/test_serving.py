@@ -162,21 +162,7 @@ def follow(desk: Desk, heading: str) -> str:
     return printed
 
 
-NOT_YET = {
-    "Incremental backups": "the server neither tells dirty bitmaps nor takes snapshots while it runs",
-    "Prometheus": "serve does not take --metrics",
-}
-
-
-@pytest.mark.parametrize(
-    "heading",
-    [
-        pytest.param(heading, marks=pytest.mark.xfail(strict=True, reason=NOT_YET[heading]))
-        if heading in NOT_YET
-        else heading
-        for heading in RUNNABLE
-    ],
-)
+@pytest.mark.parametrize("heading", RUNNABLE)
 def test_the_commands_of_a_section_do_what_it_says(heading: str, desk: Desk):
     assert follow(desk, heading)
 

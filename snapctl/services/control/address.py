@@ -1,4 +1,4 @@
-"""Where the control socket of a container is, and how it is reached although its path may be long.
+"""Where the control socket of a container is.
 
 Imported by every command, so it imports next to nothing.
 """
@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 _SUFFIX = ".control"
 _LONGEST_NAME = 80
 """Bytes of a socket's name that, behind ``/proc/self/fd/N/``, fit into a socket address."""
-
-_LONGEST_ADDRESS = 100
-"""Bytes of a path that fits into a socket address on any system; Linux has 107."""
 
 
 def socket_path(container_path: str) -> str:
@@ -35,21 +30,3 @@ def may_be_served(container_path: str) -> bool:
         return stat.S_ISSOCK(os.lstat(socket_path(container_path)).st_mode)
     except OSError:
         return False
-
-
-@contextmanager
-def reachable(path: str) -> Iterator[str]:
-    """Yield a path of the same socket that fits into a socket address, however long `path` is.
-
-    Raises:
-        OSError: the directory cannot be opened.
-    """
-    if len(os.fsencode(path)) <= _LONGEST_ADDRESS:
-        yield path
-        return
-    directory, name = os.path.split(path)
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{name}"
-    finally:
-        os.close(fd)

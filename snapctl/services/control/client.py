@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from snapctl.errors import Corruption, IoFailure, Locked, SnapctlError, UnsupportedFormat, UsageError
-from snapctl.services.control.address import may_be_served, reachable, socket_path
+from snapctl.services.control.address import may_be_served, socket_path
 from snapctl.services.control.protocol import (
     DESCRIPTOR_ROOM,
     LONGEST_REQUEST,
@@ -22,6 +22,7 @@ from snapctl.services.control.protocol import (
     encode,
     peer,
 )
+from snapctl.services.unixsocket import reachable
 
 _LONGEST_ANSWER = 64 << 20
 _LEAST_PATIENCE_SECONDS = 1.0

@@ -12,11 +12,11 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from snapctl.errors import IoFailure, Locked, NameTaken
-from snapctl.services.control.address import reachable, socket_path
+from snapctl.services import unixsocket
+from snapctl.services.control.address import socket_path
 from snapctl.services.control.connection import Connection, Overlong
 from snapctl.services.control.methods import Methods
 from snapctl.services.control.protocol import INVALID_REQUEST, peer
@@ -47,7 +47,7 @@ class ControlServer:
         self.path = socket_path(container_path)
         self._methods = Methods(live, tell)
         self._listener: socket.socket | None = None
-        self._inode: tuple[int, int] = (0, 0)
+        self._inode = 0
         self._connections: dict[Connection, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
@@ -58,20 +58,19 @@ class ControlServer:
             NameTaken: something that is no socket has the socket's name.
             IoFailure: the system refuses.
         """
-        self._listener = listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        listener = socket.socket(socket.AF_UNIX)
         try:
-            with reachable(self.path) as address:
-                self._bind(listener, address)
-                status = os.lstat(address)
-            self._inode = status.st_dev, status.st_ino
+            self._inode = unixsocket.bind(listener, self.path)
             listener.listen(_MOST_CONNECTIONS)
             listener.setblocking(False)
         except OSError as error:
             listener.close()
+            if isinstance(error, FileExistsError):
+                raise NameTaken(f"{self.path} is in the way of the control socket; move it") from error
+            if error.errno == errno.EADDRINUSE:
+                raise Locked(f"{self.path} is the control socket of another server; one at a time") from error
             raise IoFailure(f"cannot make {self.path}: {error.strerror or error}") from error
-        except BaseException:
-            listener.close()
-            raise
+        self._listener = listener
         asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
 
     async def stop(self) -> None:
@@ -79,45 +78,12 @@ class ControlServer:
         if self._listener is None:
             return
         asyncio.get_running_loop().remove_reader(self._listener.fileno())
-        with suppress(OSError), reachable(self.path) as address:
-            status = os.lstat(address)
-            if (status.st_dev, status.st_ino) == self._inode:
-                os.unlink(address)
+        unixsocket.remove(self.path, self._inode)
         self._listener.close()
         self._listener = None
         for connection in self._connections:
             connection.hang_up()
         await asyncio.gather(*self._connections.values())
-
-    def _bind(self, listener: socket.socket, address: str) -> None:
-        """Give the listener its name, in the place of a server that died."""
-        try:
-            listener.bind(address)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            self._clear(address)
-            listener.bind(address)
-        # Before it listens nobody can connect, so nobody meets the mode that the umask gave it.
-        os.chmod(address, 0o600)
-
-    def _clear(self, address: str) -> None:
-        """Remove a socket that nobody listens at; our caller holds the container's lock, so nobody else does."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            try:
-                probe.connect(address)
-            except ConnectionRefusedError:
-                pass
-            except BlockingIOError:  # so many clients wait for it that it has to be alive
-                raise Locked(f"{self.path} is another server's") from None
-            else:
-                found = peer(probe)
-                who = f"pid {found[0]}" if found else "another process"
-                raise Locked(f"{self.path} is the control socket of {who}; one server at a time")
-        if not os.path.exists(address) or os.path.isfile(address):
-            raise NameTaken(f"{self.path} is in the way of the control socket; move it")
-        os.unlink(address)
 
     def _accept(self, listener: socket.socket) -> None:
         try:

@@ -9,18 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from snapctl.errors import SnapctlError, UsageError
+from snapctl.services import unixsocket
 from snapctl.services.nbd import wire
 
 _BACKLOG = 128
-_LONGEST_ADDRESS = 100
-"""What a socket address holds for sure; a longer path is reached through its directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +27,13 @@ class Listener:
         socket: the socket.
         path: of a Unix socket that was made here, which goes when the server does; else None.
         inode: of that, so that nobody else's is removed.
+        host: of a TCP socket as it was given, which may be what its certificate is for; if empty its address is told.
     """
 
     socket: socket.socket
     path: str | None = None
     inode: int = 0
+    host: str = ""
 
     def address(self, export: str, *, tls: bool) -> str:
         """Return the connection string of an export, as the NBD URI document has it."""
@@ -44,16 +42,15 @@ class Listener:
         if self.socket.family == socket.AF_UNIX:
             path = self.path or os.fsdecode(self.socket.getsockname())
             return f"{scheme}+unix:///{name}?socket={quote(os.path.abspath(path))}"
-        host, port = self.socket.getsockname()[:2]
+        address, port = self.socket.getsockname()[:2]
+        host = self.host or address
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/{name}"
 
     def close(self) -> None:
         """Stop listening, and remove the socket that was made here."""
         self.socket.close()
         if self.path is not None:
-            with suppress(OSError):
-                if os.stat(self.path).st_ino == self.inode:
-                    os.unlink(self.path)
+            unixsocket.remove(self.path, self.inode)
 
 
 def listen_on_path(path: str) -> Listener:
@@ -64,54 +61,12 @@ def listen_on_path(path: str) -> Listener:
     """
     link = socket.socket(socket.AF_UNIX)
     try:
-        with _reachable(path) as address:
-            try:
-                _bind(link, address)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE or not _is_stale(path, address):
-                    raise
-                os.unlink(path)
-                _bind(link, address)
+        inode = unixsocket.bind(link, path)
         link.listen(_BACKLOG)
-        return Listener(link, os.path.abspath(path), os.stat(path).st_ino)
     except OSError as error:
         link.close()
         raise _refused(path, error) from error
-
-
-def _bind(link: socket.socket, address: str) -> None:
-    umask = os.umask(0o177)
-    try:
-        link.bind(address)
-    finally:
-        os.umask(umask)
-
-
-@contextmanager
-def _reachable(path: str) -> Iterator[str]:
-    """Yield a name for `path` that a socket address holds."""
-    if len(os.fsencode(path)) <= _LONGEST_ADDRESS:
-        yield path
-        return
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{folder}/{os.path.basename(path)}"
-    finally:
-        os.close(folder)
-
-
-def _is_stale(path: str, address: str) -> bool:
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        return False
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(address)
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-    return False
+    return Listener(link, os.path.abspath(path), inode)
 
 
 def listen_on_port(host: str, port: int) -> list[Listener]:
@@ -135,7 +90,7 @@ def listen_on_port(host: str, port: int) -> list[Listener]:
         if listeners and not port:
             address = (address[0], listeners[0].socket.getsockname()[1], *address[2:])
         try:
-            listeners.append(Listener(_listening(family, kind, protocol, address)))
+            listeners.append(Listener(_listening(family, kind, protocol, address), host=host))
         except OSError as error:
             failure = error
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):

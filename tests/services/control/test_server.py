@@ -18,11 +18,12 @@ import pytest
 
 from snapctl import Container, errors
 from snapctl.errors import Locked, NameTaken, SnapctlError
-from snapctl.services.control.address import reachable, socket_path
+from snapctl.services.control.address import socket_path
 from snapctl.services.control.client import connect, container_uuids
 from snapctl.services.control.protocol import LONGEST_REQUEST, as_error, error_object
 from snapctl.services.control.server import ControlServer
 from snapctl.services.live.container import LiveContainer
+from snapctl.services.unixsocket import reachable
 from tests.cli.harness import environment
 from tests.docs.test_errors import every_error
 from tests.support.servers import served
