@@ -16,7 +16,7 @@ import pytest
 
 from snapctl.cli import complete
 from snapctl.engine.container import Container
-from snapctl.errors import Corruption, IoFailure, Locked, NodeNotFound, ReadOnlyNode, SnapctlError, ViewEnded
+from snapctl.errors import Corruption, IoFailure, Locked, NodeNotFound, NoSpace, ReadOnlyNode, SnapctlError, ViewEnded
 from snapctl.format.superblock import copy_offset
 from snapctl.services import opening, transfer
 from snapctl.services.check import check_backend, check_container
@@ -303,6 +303,37 @@ def test_a_view_holds_all_that_was_acknowledged_and_no_lock(lab: Path):
         os.close(kept)
 
     asyncio.run(use())
+
+
+def test_what_a_view_keeps_is_no_room_and_is_room_as_soon_as_it_ends(tmp_path: Path):
+    """Nothing but the end of the view happens between the write that is refused and the one that is not."""
+    lab = tmp_path / "lab.snap"
+    with Container.create(str(lab), capacity_bytes=5 * SIZE) as container:
+        container.create_volume("db", 2 * SIZE).write(0, content(1) + content(2))
+
+    async def use() -> None:
+        live = await LiveContainer.open(str(lab))
+        device = live.device("db")
+
+        async def write(data: bytes) -> None:
+            while not device.write(0, data):
+                await live.until_room()
+
+        try:
+            async with live.view():
+                assert device.zero(0, 2 * SIZE)
+                for data in (b"one", b"two", b"three"):
+                    await write(data)
+                    await live.flush()
+                with pytest.raises(NoSpace, match="when those who read an older state are done"):
+                    await write(content(3) + content(4))
+            await write(content(3) + content(4))
+        finally:
+            await live.close()
+
+    asyncio.run(use())
+    with Container.open(str(lab)) as container:
+        assert container["db"].read(0, 2 * SIZE) == content(3) + content(4)
 
 
 def test_all_four_superblock_copies_of_a_view_are_those_of_its_state(lab: Path):

@@ -170,6 +170,11 @@ class Cache:
         self._want_round()
         return await operation.done
 
+    def look_for_room(self) -> None:
+        """Take note that room may have come free otherwise than by a round."""
+        if not self._sealed:  # else a round is under way or to come, which looks when it is done
+            self._room.look_again()
+
     async def close(self) -> None:
         """End the rounds; what is not durable is lost, so flush before."""
         if self._timer is not None:

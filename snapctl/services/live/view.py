@@ -59,6 +59,7 @@ async def view(live: LiveContainer) -> AsyncIterator[View]:
             os.close(fd)
     finally:
         container.unpin(pinned)
+        live.cache.look_for_room()
 
 
 def _file_of(data: bytes) -> int:
