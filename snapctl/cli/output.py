@@ -30,6 +30,10 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
     numeric: frozenset[int]
 
+    def cleaned(self) -> Table:
+        """The same with every cell safe to print."""
+        return self._replace(rows=[[printable(cell) for cell in row] for row in self.rows])
+
 
 def make_encodable() -> None:
     """Have the standard streams escape what their encoding lacks, rather than fail on it."""
@@ -126,7 +130,7 @@ def emit_table(table: Table, row_styles: Sequence[str] | None = None) -> None:
         table: its cells need not be printable yet.
         row_styles: the kind of node of each row ("base", "ro", "rw"), which chooses its colour.
     """
-    clean = table._replace(rows=[[printable(cell) for cell in row] for row in table.rows])
+    clean = table.cleaned()
     if is_terminal(sys.stdout):
         from snapctl.cli import render
 
@@ -137,9 +141,14 @@ def emit_table(table: Table, row_styles: Sequence[str] | None = None) -> None:
 
 def emit_fields(fields: Iterable[tuple[str, str]]) -> None:
     """Print one line per field, its name padded so that the values line up."""
+    emit_lines(aligned_fields(fields))
+
+
+def aligned_fields(fields: Iterable[tuple[str, str]]) -> list[str]:
+    """Return one line per field, safe to print, its name padded so that the values line up."""
     pairs = list(fields)
     width = max(len(name) for name, _ in pairs) + 2
-    emit_lines(f"{name:<{width}}{value}" for name, value in pairs)
+    return [printable(f"{name:<{width}}{value}") for name, value in pairs]
 
 
 def _aligned(table: Table) -> Iterable[str]:

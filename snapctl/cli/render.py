@@ -11,8 +11,6 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from snapctl.cli.output import printable
-
 if TYPE_CHECKING:
     from snapctl.cli.output import Table
 
@@ -45,18 +43,15 @@ def table(content: Table, row_styles: Sequence[str] | None = None) -> str:
 
 
 @contextmanager
-def in_place() -> Iterator[Callable[[Sequence[tuple[str, str]], Table], None]]:
-    """Yield what draws fields and a table below them on standard output, in the place of those before."""
+def in_place() -> Iterator[Callable[[Sequence[str], Table], None]]:
+    """Yield what draws lines and a table below them, all safe to print, in the place of those before."""
     from rich.live import Live
 
     with Live(console=Console(file=sys.stdout, highlight=False), auto_refresh=False) as live:
 
-        def draw(fields: Sequence[tuple[str, str]], content: Table) -> None:
-            width = max(len(name) for name, _ in fields) + 2
-            lines = "".join(f"{printable(f'{name:<{width}}{value}')}\n" for name, value in fields)
-            rows = [[printable(cell) for cell in row] for row in content.rows]
-            clients = table(content._replace(rows=rows)) if rows else ""
-            live.update(Text.from_ansi(f"{lines}\n{clients}".rstrip("\n")), refresh=True)
+        def draw(lines: Sequence[str], content: Table) -> None:
+            drawn = table(content) if content.rows else ""
+            live.update(Text.from_ansi("\n".join([*lines, "", drawn]).rstrip("\n")), refresh=True)
 
         yield draw
 

@@ -110,7 +110,9 @@ def _screen() -> Iterator[Callable[[Document, Document | None], None]]:
     from snapctl.cli import render
 
     with render.in_place() as draw:
-        yield lambda document, before: draw(_fields(document), _clients(document, before))
+        yield lambda document, before: draw(
+            output.aligned_fields(_fields(document)), _clients(document, before).cleaned()
+        )
 
 
 def _emit(document: Document, before: Document | None) -> None:

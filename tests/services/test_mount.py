@@ -186,6 +186,7 @@ def test_a_read_only_mount_refuses_writes_and_lets_others_read(lab: Path, tmp_pa
 def test_copying_and_archiving_find_the_holes_of_a_volume_and_all_data_of_a_snapshot(mount: Mounted, tmp_path: Path):
     file = opened(mount.directory / "db")
     fallocate(file, PUNCH_HOLE | KEEP_SIZE, 0, SIZE - 4096)
+    os.fsync(file)
     os.close(file)
     for name, data in (("db", bytes(SIZE - 4096) + noise(SIZE)[-4096:]), ("db@mon", noise(SIZE))):
         tool("cp", "--sparse=auto", mount.directory / name, tmp_path / name)

@@ -117,12 +117,15 @@ class Cache:
             self._wait()
             return None
         try:
-            self._room.promise(self._open, node, start, stop, is_data=not zeroes)
+            has_heir = bool(self._sealed) or node.newest_snapshot is not None
+            self._room.promise(self._open, node, start, stop, is_data=not zeroes, has_heir=has_heir)
         except NoSpace:
-            if not self._is_dirty:
+            if self._is_dirty:
+                self._wait()
+                return None
+            if data_bytes:
                 raise
-            self._wait()
-            return None
+            # To zero whole blocks gives room back, and may take what is kept for that.
         overlay = self._open.overlays.get(node)
         if overlay is None:
             overlay = self._open.overlays[node] = Overlay()

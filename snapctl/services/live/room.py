@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from snapctl.engine.node import Node
     from snapctl.services.live.generation import Generation
 
-_TABLES_OF_A_COMMIT = 16
+_TABLES_OF_A_COMMIT = 8
 """The snapshot list, the tables above it and above the bitmaps."""
 
 
@@ -35,7 +35,9 @@ class Room:
         self._end_page = self._container.superblock.pages_total
         self._bitmaps = self._end_page // self._container.geometry.units_per_bitmap + 1
 
-    def promise(self, generation: Generation, node: Node, start: int, stop: int, *, is_data: bool) -> None:
+    def promise(
+        self, generation: Generation, node: Node, start: int, stop: int, *, is_data: bool, has_heir: bool
+    ) -> None:
         """Promise a generation the room for a change of blocks.
 
         Args:
@@ -44,6 +46,7 @@ class Room:
             start: first block.
             stop: block after the last.
             is_data: they are written; else zeroed, which takes tables at both ends alone.
+            has_heir: the volume has a snapshot, or will have one by the time that they are applied.
 
         Raises:
             NoSpace: there is not so much, as long as what was promised to others is not used or given back.
@@ -61,9 +64,9 @@ class Room:
             for _, span, entry in tables:
                 if span == geometry.fanout:  # lest a damaged table be found when it is too late to refuse
                     next(node.tree.spans(entry * span, entry * span + 1))
-        units = 2 * len(tables) * geometry.table_units
+        units = (2 if has_heir else 1) * len(tables) * geometry.table_units
         blocks = stop - start if is_data else 2
-        units += blocks * geometry.block_units * (2 if node.cow is Cow.COPY else 1)
+        units += blocks * geometry.block_units * (2 if has_heir and node.cow is Cow.COPY else 1)
         # What is replaced is freed, and each block of it may lie under a bitmap of its own.
         bitmaps = min(blocks, self._bitmaps - generation.bitmaps)
         units += bitmaps * geometry.table_units

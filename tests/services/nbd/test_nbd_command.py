@@ -73,10 +73,11 @@ def test_sockets_are_listened_on_as_asked(container: Path, tmp_path: Path):
             assert client.read(4096, 3) == b"old"
 
 
-def test_container_is_locked_while_it_is_served(container: Path):
+def test_a_served_container_is_read_beside_its_server_and_served_by_no_other(container: Path):
     with serve(container) as process:
         lines(process, 2)
-        assert snapctl("list", "--wait", "0", container).code == 5
+        assert "db@mon" in run("list", container).text
+        assert snapctl("serve", "--wait", "0", container).code == 5
     with serve(container, "--read-only") as process:
         lines(process, 2)
         assert "db@mon" in run("list", container).text
