@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET")
+"""What systemd sets: how many sockets it passes, to which process, and where it wants to be told (sd_notify(3))."""
+
 _FIRST_PASSED_DESCRIPTOR = 3
 """Where systemd's begin (sd_listen_fds(3))."""
 
@@ -116,9 +119,9 @@ async def _serve(options: _Options) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def stop() -> None:
+    def stop(signal_no: int) -> None:
         if stopping.is_set():
-            os._exit(128 + signal.SIGTERM)  # the second: whoever sends it has been patient
+            os._exit(128 + signal_no)  # the second: nobody wants to wait; what was not flushed is lost
         stopping.set()
 
     _raise_descriptor_limit()
@@ -126,7 +129,7 @@ async def _serve(options: _Options) -> None:
         server = await _start(options, stack)
         for signal_no in _SIGNALS:
             if signal.getsignal(signal_no) is not signal.SIG_IGN:
-                loop.add_signal_handler(signal_no, stop)
+                loop.add_signal_handler(signal_no, stop, signal_no)
         output.emit_lines(server.addresses())
         output.flush()
         _notify("READY=1")
