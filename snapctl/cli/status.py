@@ -136,13 +136,13 @@ def _fields(document: Document) -> list[tuple[str, str]]:
         return [*fields, ("server", "none")]
     fields += [("server", f"pid {server['pid']}"), ("up", _duration(server["uptime_seconds"]))]
     fields += [("address", address) for address in server.get("addresses", ())]
-    for name, label in (("dirty_bytes", "dirty"), ("cache_bytes", "cache")):
+    for name, label, write in (
+        ("dirty_bytes", "dirty", format_size),
+        ("commits", "commits", str),
+        ("last_commit_nanoseconds", "last commit", _latency),
+    ):
         if name in server:
-            fields.append((label, format_size(server[name])))
-    if "commits" in server:
-        fields.append(("commits", str(server["commits"])))
-    if "last_commit_nanoseconds" in server:
-        fields.append(("last commit", _latency(server["last_commit_nanoseconds"])))
+            fields.append((label, write(server[name])))
     return [*fields, ("clients", str(len(document["clients"])))]
 
 

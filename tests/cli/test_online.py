@@ -271,8 +271,10 @@ def test_nearly_full_container_that_is_served_gets_its_warning(tmp_path: Path):
     path = tmp_path / "small.snap"
     run("init", path, "--capacity", "4M")
     run("create", path / "db", "--size", "8M")
+    offline = snapctl("write", path / "db", stdin=os.urandom(3300 << 10)).err
+    assert "warning" in offline
     with served(path):
-        result = snapctl("write", path / "db", stdin=os.urandom(3300 << 10))
+        result = snapctl("create", path / "x", "--size", "1M")
         assert result.code == 0
         assert "warning" in result.err
         assert "% full" in result.err

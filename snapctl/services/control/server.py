@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from snapctl.services.live.container import LiveContainer
 
 _MOST_CONNECTIONS = 64
+_PAUSE_SECONDS = 0.1
+"""How long nobody is accepted after the system had no room for one."""
+
 _IDLE_SECONDS = 30.0
 """How long a client may take to send a request, unless it holds something that it was given."""
 
@@ -48,6 +51,7 @@ class ControlServer:
         self._methods = Methods(live, tell)
         self._listener: socket.socket | None = None
         self._inode = 0
+        self._pause: asyncio.TimerHandle | None = None
         self._connections: dict[Connection, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
@@ -77,6 +81,8 @@ class ControlServer:
         """Stop listening, end all transfers, and return when what was begun has ended."""
         if self._listener is None:
             return
+        if self._pause is not None:
+            self._pause.cancel()
         asyncio.get_running_loop().remove_reader(self._listener.fileno())
         unixsocket.remove(self.path, self._inode)
         self._listener.close()
@@ -88,7 +94,12 @@ class ControlServer:
     def _accept(self, listener: socket.socket) -> None:
         try:
             accepted, _ = listener.accept()
-        except OSError:  # it is gone again, or we have no descriptor for it just now
+        except (BlockingIOError, ConnectionAbortedError):  # it is gone again
+            return
+        except OSError:  # we have no descriptor for it just now
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            self._pause = loop.call_later(_PAUSE_SECONDS, loop.add_reader, listener, self._accept, listener)
             return
         found = peer(accepted)
         if found is not None and found[1] not in {os.geteuid(), 0}:

@@ -10,23 +10,29 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from snapctl.errors import BadSize, SnapctlError, UsageError
 from snapctl.format.record import State
 from snapctl.services.operations import Parameter, cow_policy
-from snapctl.services.source import Abandoned, Source, adopt_source
-from snapctl.services.target import CHUNK_BYTES
+from snapctl.services.source import Abandoned, Source, adopt_source, cut
 
 if TYPE_CHECKING:
     from snapctl.engine.container import Container
+    from snapctl.engine.model import Cow
     from snapctl.engine.node import Node
     from snapctl.services.control.connection import Connection
     from snapctl.services.control.methods import Request
     from snapctl.services.live.container import LiveContainer
     from snapctl.services.live.device import Device
+
+T = TypeVar("T")
+
+_PIECE_BYTES = 1 << 20
+"""What becomes visible at once; a transfer holds twice that in memory."""
 
 WRITE_PARAMS = {
     "name": Parameter("str", None),
@@ -38,6 +44,21 @@ IMPORT_PARAMS = {
     "cow": Parameter("str", "redirect"),
     "source": Parameter("str", "the input"),
 }
+
+
+class _Reader:
+    """A thread of its own for each transfer: those that wait for their input must not keep others from a thread."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "transfer")
+
+    async def run(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call a function in the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *arguments))
+
+    def close(self) -> None:
+        """Let the thread end, as it does soon after the transfer is over."""
+        self._pool.shutdown(wait=False)
 
 
 class _Writer:
@@ -77,11 +98,14 @@ async def write(live: LiveContainer, request: Request) -> dict[str, Any]:
     device.node.check_writable()
     device.node.check_range(offset, source.size_bytes)
     live.use(device, writer)
+    reader = _Reader()
     try:
         position = offset
         while True:
-            piece = memoryview(bytearray(CHUNK_BYTES - position % CHUNK_BYTES))
-            count = await asyncio.to_thread(source.fill, piece)
+            # The first piece is the longest, so that a short input is one piece wherever it begins.
+            length = _PIECE_BYTES - position % _PIECE_BYTES + (_PIECE_BYTES if position == offset else 0)
+            piece = memoryview(bytearray(length))
+            count = await reader.run(source.fill, piece)
             await _put(live, device, position, piece[:count])
             position += count
             _tell(request, position - offset, source.size_bytes or None)
@@ -92,6 +116,7 @@ async def write(live: LiveContainer, request: Request) -> dict[str, Any]:
             raise SnapctlError(f"{device.name}: {writer.reason}") from None
         raise
     finally:
+        reader.close()
         live.release(device, writer)
     await live.flush()
     return {"written_bytes": position - offset}
@@ -106,8 +131,18 @@ async def import_volume(live: LiveContainer, request: Request) -> dict[str, Any]
     """
     source = _source(live, request, request.connection.is_gone.is_set)
     name, cow = request.params["name"], cow_policy(request.params.get("cow", "redirect"))
-    first = memoryview(bytearray(0 if source.size_bytes else CHUNK_BYTES))
-    count = await asyncio.to_thread(source.fill, first)
+    reader = _Reader()
+    try:
+        return await _import(live, request, source, reader, name, cow)
+    finally:
+        reader.close()
+
+
+async def _import(
+    live: LiveContainer, request: Request, source: Source, reader: _Reader, name: str, cow: Cow
+) -> dict[str, Any]:
+    first = memoryview(bytearray(0 if source.size_bytes else _PIECE_BYTES))
+    count = await reader.run(source.fill, first)
     size_bytes = source.size_bytes or count
     if not size_bytes:
         raise BadSize(f"{source.name} is empty; a volume has at least one byte")
@@ -118,9 +153,9 @@ async def import_volume(live: LiveContainer, request: Request) -> dict[str, Any]
     node_id = await live.change(begin)
     try:
         if source.size_bytes:
-            await _copy_file(live, _node(live, node_id), source, request)
+            await _copy_file(live, live.container.by_id(node_id), source, reader, request)
         else:
-            size_bytes = await _copy_stream(live, _node(live, node_id), source, first[:count], request)
+            size_bytes = await _copy_stream(live, live.container.by_id(node_id), source, reader, first[:count], request)
 
         def finish(container: Container) -> None:
             node = container.by_id(node_id)
@@ -137,18 +172,21 @@ async def import_volume(live: LiveContainer, request: Request) -> dict[str, Any]
     return {"name": name, "size_bytes": size_bytes}
 
 
-async def _copy_file(live: LiveContainer, node: Node, source: Source, request: Request) -> None:
+async def _copy_file(live: LiveContainer, node: Node, source: Source, reader: _Reader, request: Request) -> None:
     device = live.device_of(node)
-    for begin, end in source.data_ranges():
-        piece = memoryview(bytearray(end - begin))
-        await asyncio.to_thread(source.read_at, begin, piece)
-        await _put(live, device, begin, piece)
-        _tell(request, end, source.size_bytes)
+    for start, stop in source.data_ranges():
+        for begin, end in cut(start, stop, _PIECE_BYTES):
+            piece = memoryview(bytearray(end - begin))
+            await reader.run(source.read_at, begin, piece)
+            await _put(live, device, begin, piece)
+            _tell(request, end, source.size_bytes)
     source.check_size()
     _tell(request, source.size_bytes, source.size_bytes)
 
 
-async def _copy_stream(live: LiveContainer, node: Node, source: Source, piece: memoryview, request: Request) -> int:
+async def _copy_stream(
+    live: LiveContainer, node: Node, source: Source, reader: _Reader, piece: memoryview, request: Request
+) -> int:
     """Copy what tells its size only at its end, into a volume that doubles as it fills; returns the bytes copied."""
     device = live.device_of(node)
     done = 0
@@ -159,18 +197,14 @@ async def _copy_stream(live: LiveContainer, node: Node, source: Source, piece: m
         await _put(live, device, done, piece)
         done += len(piece)
         _tell(request, done, None)
-        buffer = memoryview(bytearray(CHUNK_BYTES))
-        piece = buffer[: await asyncio.to_thread(source.fill, buffer)] if len(piece) == CHUNK_BYTES else buffer[:0]
+        buffer = memoryview(bytearray(_PIECE_BYTES))
+        piece = buffer[: await reader.run(source.fill, buffer)] if len(piece) == _PIECE_BYTES else buffer[:0]
     return done
 
 
 def _grow(container: Container, *, node_id: int, size_bytes: int) -> None:
     """Make room for that many bytes, and for as many again if the format has them."""
     container.by_id(node_id).resize(max(size_bytes, min(2 * size_bytes, container.max_volume_bytes)))
-
-
-def _node(live: LiveContainer, node_id: int) -> Node:
-    return live.container.by_id(node_id)
 
 
 async def _put(live: LiveContainer, device: Device, offset: int, piece: memoryview) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from snapctl import Container, errors
 from snapctl.errors import Locked, NameTaken, SnapctlError
+from snapctl.services.control import server
 from snapctl.services.control.address import socket_path
 from snapctl.services.control.client import connect, container_uuids
 from snapctl.services.control.protocol import LONGEST_REQUEST, as_error, error_object
@@ -145,6 +146,36 @@ def test_longest_line_is_read_and_one_byte_more_is_refused(shared: Path):
         answer = client.ask(line.ljust(LONGEST_REQUEST + 1))
         assert (answer["id"], answer["error"]["code"]) == (None, -32600)
         assert client.is_closed()
+
+
+def test_client_that_sends_nothing_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server, "_IDLE_SECONDS", 0.2)
+    path = make(tmp_path / "lab.snap")
+    with served(path), Raw(path) as client:
+        assert "result" in client.ask(request("hello", version=1))
+        client.socket.sendall(b'{"jsonrpc"')
+        assert client.is_closed()
+
+
+def test_transfers_that_wait_for_their_input_keep_nobody_waiting(tmp_path: Path):
+    path = make(tmp_path / "lab.snap")
+    reader, writer = os.pipe()
+    with served(path):
+        waiting = [Raw(path) for _ in range(40)]
+        for client in waiting:
+            socket.send_fds(client.socket, [request("write", name="db") + b"\n"], [reader])
+        with (tmp_path / "image").open("w+b") as image, Raw(path) as client:
+            image.write(b"image" * 1000)
+            image.flush()
+            image.seek(0)
+            line = request("write", name="db", offset_bytes=5000)
+            assert client.ask(line, [image.fileno()])["result"]["written_bytes"] == 5000
+        for client in waiting:
+            client.__exit__()
+    os.close(reader)
+    os.close(writer)
+    with Container.open(str(path)) as container:
+        assert container["db"].read(5000, 5) == b"image"
 
 
 def test_half_a_line_is_nothing(shared: Path):
@@ -360,17 +391,17 @@ def test_server_of_another_user_is_not_trusted_unless_the_container_is_theirs(pu
         "    if c.recv(999): c.sendall(sys.argv[2].encode() + b'\\n')"
     )
     words = [sys.executable, "-c", AS_NOBODY + script, socket_path(str(moved)), json.dumps(answer)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment()) as server:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment()) as theirs:
         try:
-            assert server.stdout is not None
-            assert server.stdout.readline() == b"ready\n"
+            assert theirs.stdout is not None
+            assert theirs.stdout.readline() == b"ready\n"
             assert connect(str(moved), 5) is None
             os.chown(moved, NOBODY, NOBODY)
             client = connect(str(moved), 5)
             assert client is not None
             client.close()
         finally:
-            server.kill()
+            theirs.kill()
 
 
 @pytest.mark.parametrize("kind", list(every_error()), ids=lambda kind: kind.__name__)
