@@ -8,6 +8,7 @@ from snapctl.engine.container import Container
 from snapctl.errors import NameTaken, NodeNotFound
 from snapctl.format.record import State
 from snapctl.services.check import check_backend
+from snapctl.services.repair import repair_backend
 from tests.support import damage
 from tests.support.backends import MemoryBackend
 from tests.support.containers import BLOCK, LEAF_BYTES, small_container
@@ -80,10 +81,21 @@ def test_a_damaged_leftover_keeps_nobody_from_the_container(table: str, backend:
             lab.create_volume("new", BLOCK)
 
 
+def test_one_that_has_snapshots_is_corruption_and_a_repair_shows_it_again(backend: MemoryBackend):
+    lab = Container.adopt(backend)
+    lab.snapshot("db@mon")
+    lab["db"].update(state=State.IMPORTING)
+    lab.commit()
+    assert names(Container.adopt(backend)) == ["db@mon"]
+    assert check_backend(backend).exit_code == 4
+    assert repair_backend(backend, agree=lambda _proposed: True).applied
+    assert check_backend(backend).exit_code == 0
+    assert names(Container.adopt(backend)) == ["db", "db@mon"]
+    assert Container.adopt(backend)["db"].read(0, BLOCK) == b"d" * BLOCK
+
+
 @pytest.mark.parametrize("table", ["first table", "third table"])
 def test_repair_makes_a_damaged_leftover_one_that_goes(table: str, backend: MemoryBackend):
-    from snapctl.services.repair import repair_backend
-
     backend.data[damage.find(backend, "new", table).offset] ^= 1
     assert repair_backend(backend, agree=lambda _proposed: True).applied
     with Container.adopt(backend) as lab:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from snapctl.format.record import Kind, NodeRecord
+from snapctl.format.record import Kind, NodeRecord, State
 from snapctl.services.check.findings import Findings
 
 
@@ -44,6 +44,8 @@ def check_lineage(records: Mapping[int, NodeRecord], unsound: Collection[int], f
         parent, origin = records.get(record.parent), records.get(record.origin)
         if parent is None or origin is None:
             continue
+        if origin.state is State.IMPORTING:
+            findings.corruption(name, f"its origin, node {origin.id}, is still being imported")
         fault = _misplaced_clone(parent, origin) if record.kind is Kind.RW else _misplaced(record, parent, origin)
         if fault:
             findings.corruption(name, fault)

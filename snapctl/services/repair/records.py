@@ -7,7 +7,7 @@ from dataclasses import replace
 from snapctl.errors import BadName
 from snapctl.format.geometry import Geometry
 from snapctl.format.pointer import KIND_SHIFT, NOWHERE, PAGE, Pointer
-from snapctl.format.record import Cow, Kind, NodeRecord, RawRecord, check_name, kind_of
+from snapctl.format.record import Cow, Kind, NodeRecord, RawRecord, State, check_name, kind_of
 
 LARGEST_ID = 1 << 62
 """Ids from here on, which no container ever came to, are given anew."""
@@ -39,7 +39,12 @@ def mend(
     for record in homeless:
         records[next_id] = replace(record, id=next_id)
         next_id += 1
-    return records
+    # What others are copies of has been whole once, whatever its state says.
+    whole = {record.origin for record in records.values()}
+    return {
+        node_id: replace(record, state=State.IDLE) if node_id in whole else record
+        for node_id, record in records.items()
+    }
 
 
 def _mend(raw: RawRecord, geometry: Geometry) -> NodeRecord:
