@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from snapctl.errors import BadSize, SnapctlError, UsageError
 from snapctl.format.record import State
+from snapctl.services.control.connection import Overlong
 from snapctl.services.operations import Parameter, cow_policy
 from snapctl.services.source import Abandoned, Source, adopt_source, cut
 
@@ -227,7 +228,10 @@ async def _agreed(request: Request) -> None:
         UsageError: it says something else.
     """
     request.connection.send({"jsonrpc": "2.0", "method": "ready", "params": {"id": request.id}})
-    line = await request.connection.read_line()
+    try:
+        line = await request.connection.read_line()
+    except Overlong:  # as whoever reads on will find, too
+        line = b""
     if line is None:
         raise Abandoned
     try:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -225,6 +226,23 @@ def nodes(container: Path) -> list[dict[str, str]]:
     with Raw(container) as client:
         result = client.ask(request("delete", names=["db"], cascade=True, dry_run=True))["result"]
         return [{"name": name} for name in result["names"]]
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"[" * 5000, b'{"jsonrpc": "2.0", "method": "finish"}', b"x" * (2 << 20)])
+def test_import_that_is_not_agreed_to_leaves_nothing(line: bytes, shared: Path, tmp_path: Path):
+    (tmp_path / "image").write_bytes(b"image" * 1000)
+    with (tmp_path / "image").open("rb") as image, Raw(shared) as client:
+        assert client.ask(request("import", name="x"), [image.fileno()])["method"] == "ready"
+        with suppress(BrokenPipeError, ConnectionResetError):
+            client.socket.sendall(line + b"\n")
+            if len(line) < LONGEST_REQUEST:
+                assert "it was given up" in client.answer()["error"]["message"]
+    with Raw(shared) as client:
+        made = client.ask(request("create", name="x", size_bytes=4096))
+        while "is being imported" in made.get("error", {}).get("message", ""):
+            made = client.ask(request("create", name="x", size_bytes=4096))
+        assert made["result"]["name"] == "x"
+        client.ask(request("delete", names=["x"]))
 
 
 def test_hundreds_of_connections_leave_room_for_the_next(shared: Path):
