@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -192,13 +192,12 @@ class Node:
         self.check_range(offset, length)
         return reading.extents(self, offset, length)
 
-    def write(self, offset: int, data: Buffer, *, has_room: bool = False) -> None:
+    def write(self, offset: int, data: Buffer) -> None:
         """Write bytes at any offset, preserving what they replace in the newest snapshot (claims 5 and 6).
 
         Args:
             offset: where to begin, in bytes.
             data: what to write, any length.
-            has_room: the caller knows that the capacity has room for it.
 
         Raises:
             ReadOnlyNode: an RO snapshot (claims 3 and 7), or a container opened for reading.
@@ -213,10 +212,19 @@ class Node:
         self.check_writable()
         self.check_range(offset, len(view))
         if view:
-            if not has_room:
-                writing.check_room(self, offset, view)
+            writing.check_room(self, offset, view)
             with self.container.changing():
                 writing.write(self, offset, view)
+
+    def write_blocks(self, blocks: Mapping[int, Buffer]) -> None:
+        """Write whole blocks by number, for which the caller knows that there is room; raises as `write`.
+
+        Of a last block that the size cuts, what lies beyond must be zeros.
+        """
+        self.check_writable()
+        if blocks:
+            with self.container.changing():
+                writing.write_blocks(self, blocks)
 
     def trim(self, offset: int, length: int) -> None:
         """Make a range read as zeros, giving up its data; snapshots keep theirs. Raises as `write`."""

@@ -7,6 +7,7 @@ goes to the file a leaf of blocks at a time, in as few calls as its pages allow.
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from snapctl.engine import reading
@@ -28,9 +29,10 @@ from snapctl.format.pointer import (
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from snapctl.engine.node import Node
+    from snapctl.storage.backend import Buffer
     from snapctl.storage.tabletree import Table
 
 
@@ -80,10 +82,10 @@ def write(node: Node, offset: int, data: memoryview) -> None:
                 # Else it is all that there is of the last block, of which nothing has to be readable.
                 reading.read_blocks(node, block_no, block_no + 1, block)
             block[at : at + len(piece)] = piece
-            _write_blocks(node, block_no, block)
+            _write_run(node, block_no, block)
         else:
             piece = piece[: len(piece) - len(piece) % block_size]
-            _write_blocks(node, block_no, piece)
+            _write_run(node, block_no, piece)
         position += len(piece)
 
 
@@ -148,7 +150,7 @@ def _zero_beyond(node: Node, size_bytes: int) -> None:
     except DataLost:
         return  # and stays so, with what the volume may grow into
     block[at:] = bytes(block_size - at)
-    _write_blocks(node, block_no, block)
+    _write_run(node, block_no, block)
 
 
 def _hole_word(node: Node) -> int:
@@ -169,65 +171,87 @@ def _trim_blocks(node: Node, start: int, stop: int) -> None:
         container.note_change(heir)
 
 
-def _write_blocks(node: Node, start: int, data: memoryview) -> None:
+def write_blocks(node: Node, blocks: Mapping[int, Buffer]) -> None:
+    """Write whole blocks by number, wherever they are: neighbours in the tables become neighbours on disk.
+
+    Raises:
+        NoSpace, Corruption, IoFailure: as `write`.
+    """
+    fanout = node.container.geometry.fanout
+    for leaf_no, numbers in groupby(sorted(blocks), lambda block_no: block_no // fanout):
+        node.container.relieve(may_write=True)
+        entries = list(numbers)
+        _write_leaf(node, leaf_no * fanout, [n % fanout for n in entries], [blocks[n] for n in entries])
+
+
+def _write_run(node: Node, start: int, data: memoryview) -> None:
     """Write whole blocks from block `start` on, a leaf at a time."""
     size, fanout = node.container.block_size, node.container.geometry.fanout
     done = 0
     while done < len(data):
         node.container.relieve(may_write=True)
         block_no = start + done // size
-        length = min(len(data) - done, (fanout - block_no % fanout) * size)
-        _write_leaf(node, block_no, data[done : done + length])
-        done += length
+        first = block_no % fanout
+        count = min((len(data) - done) // size, fanout - first)
+        blocks = [data[at : at + size] for at in range(done, done + count * size, size)]
+        _write_leaf(node, block_no - first, range(first, first + count), blocks)
+        done += count * size
 
 
-def _write_leaf(node: Node, start: int, data: memoryview) -> None:
-    """Write whole blocks that lie under one leaf."""
+def _write_leaf(node: Node, start: int, entries: Sequence[int], blocks: Sequence[Buffer]) -> None:
+    """Write whole blocks that lie under the leaf whose first block is `start`, at ascending entries of it."""
     container = node.container
-    size, fanout = container.block_size, container.geometry.fanout
-    count = len(data) // size
     zero_checksum, zeros = container.zero_checksum, container.zero_block
-    checksums = [crc32c(data[i : i + size]) for i in range(0, len(data), size)]
+    checksums = [crc32c(block) for block in blocks]
     holes = {
-        i
-        for i, checksum in enumerate(checksums)
-        if checksum == zero_checksum and data[i * size : (i + 1) * size].tobytes() == zeros
+        entry
+        for entry, block, checksum in zip(entries, blocks, checksums, strict=True)
+        if checksum == zero_checksum and bytes(block) == zeros
     }
-    if len(holes) == count:
-        _trim_blocks(node, start, start + count)
+    if len(holes) == len(entries):
+        for low, high in _stretches(entries):
+            _trim_blocks(node, start + low, start + high)
         return
     heir = node.newest_snapshot
-    heir_leaf = _preserving_leaf(heir, start, count) if heir else None
+    heir_leaf = _preserving_leaf(heir, start, entries) if heir else None
     leaf = node.tree.leaf_for_writing(start)
-    shift = start % fanout
     if heir is not None and heir_leaf is not None:
-        _preserve(node, heir, leaf, heir_leaf, shift, count)
-    places = _replace(node, leaf, shift, count, holes)
-    for first, end in _runs(places, container.geometry.block_units):
-        container.pages.write_run(places[first][1], [data[places[first][0] * size : (places[end - 1][0] + 1) * size]])
+        _preserve(node, heir, leaf, heir_leaf, entries)
+    pages = _replace(node, leaf, entries, holes)
+    container.pages.write_pages((pages[i], block) for i, block in enumerate(blocks) if entries[i] not in holes)
     birth = (container.transaction & CHECKSUM_MASK) << BIRTH_SHIFT
     words = leaf.words
-    for i, page_no in places:
-        words[2 * (shift + i)], words[2 * (shift + i) + 1] = PAGE_WORD | page_no, checksums[i] | birth
-    node.own_blocks += len(places)
+    for entry, page_no, checksum in zip(entries, pages, checksums, strict=True):
+        if entry not in holes:
+            words[2 * entry], words[2 * entry + 1] = PAGE_WORD | page_no, checksum | birth
+    node.own_blocks += len(entries) - len(holes)
     container.note_change(node)
 
 
-def _preserving_leaf(heir: Node, start: int, count: int) -> Table | None:
-    """The heir's leaf for a range of blocks under one leaf, made if need be; None if it lacks no entry there."""
-    _, _, leaf, word0 = next(heir.tree.spans(start, start + count))
-    shift = start % heir.container.geometry.fanout
-    lacks = word0 >> KIND_SHIFT == ABSENT if leaf is None else 0 in leaf.words[2 * shift : 2 * (shift + count) : 2]
+def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ascending numbers as ranges without a gap."""
+    start = 0
+    for i in range(1, len(numbers) + 1):
+        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1:
+            yield numbers[start], numbers[i - 1] + 1
+            start = i
+
+
+def _preserving_leaf(heir: Node, start: int, entries: Sequence[int]) -> Table | None:
+    """The heir's leaf for entries of one leaf, made if need be; None if it lacks none of them."""
+    _, _, leaf, word0 = next(heir.tree.spans(start, start + 1))
+    lacks = word0 >> KIND_SHIFT == ABSENT if leaf is None else any(not leaf.words[2 * entry] for entry in entries)
     return heir.tree.leaf_for_writing(start) if lacks else None
 
 
-def _preserve(node: Node, heir: Node, leaf: Table, heir_leaf: Table, shift: int, count: int) -> None:
-    """Hand the old entries of a range to the newest snapshot where it has none; the volume is left without them."""
+def _preserve(node: Node, heir: Node, leaf: Table, heir_leaf: Table, entries: Sequence[int]) -> None:
+    """Hand old entries to the newest snapshot where it has none; the volume is left without them."""
     words, inherits = leaf.words, heir_leaf.words
     copies: dict[int, bytes] = {}
     moved = 0
     is_copy = node.cow is Cow.COPY
-    for i in range(2 * shift, 2 * (shift + count), 2):
+    for entry in entries:
+        i = 2 * entry
         if inherits[i]:
             continue
         word0 = words[i]
@@ -274,37 +298,26 @@ def _copy(node: Node, words: array[int], inherits: array[int], originals: dict[i
     container.pages.write_pages(zip(targets, originals.values(), strict=True))
 
 
-def _replace(node: Node, leaf: Table, shift: int, count: int, holes: set[int]) -> list[tuple[int, int]]:
-    """Take the old entries of a range away and find a page for each block that is not a hole.
+def _replace(node: Node, leaf: Table, entries: Sequence[int], holes: set[int]) -> list[int]:
+    """Take old entries away and find a page for each that is no hole; those born in this transaction are used again.
 
     Returns:
-        (position in the range, page number) in order; pages born in this transaction are used again.
+        A page number for each entry, 0 for a hole.
     """
     space, units = node.container.space, node.container.geometry.block_units
     words, hole = leaf.words, _hole_word(node)
     freed: list[int] = []
     again: dict[int, int] = {}
-    taken = 0
-    for i in range(count):
-        word0 = words[2 * (shift + i)]
+    for entry in entries:
+        word0 = words[2 * entry]
         if word0 >> KIND_SHIFT == PAGE:
-            taken += 1
             page_no = word0 & PAGE_MASK
-            if i not in holes and space.is_fresh(page_no):
-                again[i] = page_no
+            if entry not in holes and space.is_fresh(page_no):
+                again[entry] = page_no
             else:
                 freed.append(page_no)
-        words[2 * (shift + i)], words[2 * (shift + i) + 1] = hole, 0
+        words[2 * entry], words[2 * entry + 1] = hole, 0
     space.free_pages(freed, units)
-    node.own_blocks -= taken
-    fresh = iter(space.allocate_data(units, count - len(holes) - len(again)))
-    return [(i, again[i] if i in again else next(fresh)) for i in range(count) if i not in holes]
-
-
-def _runs(places: list[tuple[int, int]], units: int) -> Iterator[tuple[int, int]]:
-    """Ranges of `places` that are neighbours both in the data and on disk."""
-    start = 0
-    for k in range(1, len(places) + 1):
-        if k == len(places) or places[k] != (places[k - 1][0] + 1, places[k - 1][1] + units):
-            yield start, k
-            start = k
+    node.own_blocks -= len(freed) + len(again)
+    fresh = iter(space.allocate_data(units, len(entries) - len(holes) - len(again)))
+    return [again[entry] if entry in again else 0 if entry in holes else next(fresh) for entry in entries]

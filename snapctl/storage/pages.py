@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import NamedTuple
 
 from snapctl.errors import Corruption, IoFailure, NoSpace, Poisoned
@@ -135,11 +136,11 @@ class PageFile:
             self._failure = str(error)
             raise
 
-    def write_pages(self, pages: Iterable[tuple[int, bytes]]) -> None:
+    def write_pages(self, pages: Iterable[tuple[int, Buffer]]) -> None:
         """Write single pages, joining those that are neighbours on disk into one call; raises as `write_run`."""
         run: list[Buffer] = []
         start = stop = 0
-        for page_no, page in sorted(pages):
+        for page_no, page in sorted(pages, key=itemgetter(0)):
             if run and page_no != stop:
                 self.write_run(start, run)
                 run = []

@@ -100,7 +100,7 @@ class SpaceMap:
         self._bitmaps: dict[int, _Bitmap] = {}
         self._first_candidate: dict[int, int] = {}
         self._freed_units = 0
-        self._waiting_units = 0
+        self._waiting_units: int | None = None  # known once somebody asks, or after a commit
         self._first_unit = 0
         self._pins = Pins()
         if committed.space_map == NOWHERE:
@@ -171,6 +171,10 @@ class SpaceMap:
     @property
     def room(self) -> int:
         """Units of the capacity that data can still take in the open transaction; some of them may lie apart."""
+        if self._waiting_units is None:
+            self._waiting_units = 0
+            with suppress(Corruption):  # what cannot be read can neither be allocated from
+                self._waiting_units = sum(bits.bit_count() for _, bits in self._waiting())
         held_back = self._freed_units + self._waiting_units  # free, but a slot on disk stands for them
         return self._within - self._reserve - self.used - held_back
 
@@ -336,7 +340,7 @@ class SpaceMap:
         most = self._limit
         with suppress(IoFailure):  # what was asked for is durable; that nobody tells the room left does not matter
             most = min(most, self._pages.backend.room() // self._geometry.unit)
-        is_tight = self.used + self._waiting_units + self._pins.held_units > most - most // 8
+        is_tight = self.used + (self._waiting_units or 0) + self._pins.held_units > most - most // 8
         return (is_tight and any(bits for _, bits in self._waiting())) or next(self._retired(), None) is not None
 
     @cached_property

@@ -139,8 +139,8 @@ MUTATIONS = (
     Mutation(
         "page-reused-before-its-release-is-durable",
         "snapctl/storage/spacemap.py",
-        "            for state in (bitmap.current, bitmap.committed, bitmap.previous):\n",
-        "            for state in (bitmap.current, bitmap.previous):\n",
+        "        for state in (bitmap.current, bitmap.committed, bitmap.previous):\n",
+        "        for state in (bitmap.current, bitmap.previous):\n",
         "A crash before the commit leaves the last one with overwritten pages.",
         (
             SPACE_MAP + "a_page_freed_by_a_commit_is_not_handed_out_before_the_next_is_durable",
@@ -150,8 +150,8 @@ MUTATIONS = (
     Mutation(
         "page-reused-that-the-other-slot-stands-for",
         "snapctl/storage/spacemap.py",
-        "            for state in (bitmap.current, bitmap.committed, bitmap.previous):\n",
-        "            for state in (bitmap.current, bitmap.committed):\n",
+        "        for state in (bitmap.current, bitmap.committed, bitmap.previous):\n",
+        "        for state in (bitmap.current, bitmap.committed):\n",
         "If the newest slot is torn or damaged, the commit before is not whole any more.",
         (
             SPACE_MAP + "a_page_freed_by_a_commit_is_not_handed_out_before_the_next_is_durable",
@@ -177,8 +177,8 @@ MUTATIONS = (
     Mutation(
         "committed-block-overwritten-in-place",
         "snapctl/engine/writing.py",
-        "            if i not in holes and space.is_fresh(page_no):\n",
-        "            if i not in holes:\n",
+        "            if entry not in holes and space.is_fresh(page_no):\n",
+        "            if entry not in holes:\n",
         "A crash leaves new data behind an old checksum: the block cannot be read any more.",
         (COMMIT + "nothing_is_written_to_what_the_last_commit_holds_until_the_next_is_durable",),
     ),
@@ -196,8 +196,8 @@ MUTATIONS = (
     Mutation(
         "holes-punched-into-a-commit",
         "snapctl/storage/spacemap.py",
-        "            yield from self._long_runs(index, before & ~last & ~now)\n",
-        "            yield from self._long_runs(index, before & ~now)\n",
+        "            yield index, before & ~last & ~now & ~self._pins.bits(index)\n",
+        "            yield index, before & ~now & ~self._pins.bits(index)\n",
         "Room is given back to the file system that the commit in the other slot still needs.",
         (COMMIT + "room_freed_in_long_runs_goes_back_to_the_file_system_once_no_slot_needs_it",),
     ),

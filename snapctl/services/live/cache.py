@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from snapctl.errors import NoSpace, SnapctlError
@@ -304,12 +305,12 @@ class Cache:
                     if begin < end:
                         node.trim(begin, end - begin)
                         await self._breathe()
-            for block_no, blocks in _neighbours(overlay.blocks, self._container.geometry.fanout):
-                data = memoryview(blocks[0] if len(blocks) == 1 else b"".join(blocks))
-                begin = block_no * size
-                if begin < end_bytes:
-                    node.write(begin, data[: end_bytes - begin], has_room=True)
-                    await self._breathe()
+            for blocks in _by_leaf(overlay.blocks, self._container.geometry.fanout, -(-end_bytes // size)):
+                last = end_bytes // size
+                if end_bytes % size and last in blocks:
+                    blocks[last] = bytes(blocks[last])[: end_bytes % size].ljust(size, b"\0")
+                node.write_blocks(blocks)
+                await self._breathe()
 
     async def _breathe(self) -> None:
         """Let requests have their turn, if it is due."""
@@ -318,11 +319,8 @@ class Cache:
             self._slice_ends = time.monotonic() + _SLICE_SECONDS
 
 
-def _neighbours(blocks: dict[int, Buffer], most: int) -> Iterator[tuple[int, list[Buffer]]]:
-    """Runs of at most `most` blocks without a gap, as (first block, its content and that of those behind it)."""
-    numbers = sorted(blocks)
-    start = 0
-    for i in range(1, len(numbers) + 1):
-        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1 or i - start == most:
-            yield numbers[start], [blocks[number] for number in numbers[start:i]]
-            start = i
+def _by_leaf(blocks: dict[int, Buffer], fanout: int, end: int) -> Iterator[dict[int, Buffer]]:
+    """The blocks before `end`, those under one leaf together."""
+    numbers = sorted(number for number in blocks if number < end)
+    for _, under_one in groupby(numbers, lambda number: number // fanout):
+        yield {number: blocks[number] for number in under_one}
