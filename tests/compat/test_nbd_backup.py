@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.cli.harness import digest, run
 from tests.compat.conftest import DISK_BYTES, MIB, TUESDAY, Lab
 from tests.support.requires import needs
-from tests.support.served import Door, client
+from tests.support.served import Door, client, python_with_libnbd
 
 INCREMENT_SCRIPT = Path(__file__).with_name("libnbd_increment.py")
 BLOCK = 4096
@@ -82,8 +82,7 @@ def test_qemu_copies_what_its_dirty_bitmap_option_tells_into_an_increment(door: 
 
 
 def test_libnbd_brings_a_backup_up_to_date_day_by_day(door: Door, disk: Lab, tmp_path: Path):
-    needs("nbdsh", package="python3-libnbd")
-    update = ("/usr/bin/python3", "-I", INCREMENT_SCRIPT)
+    update = (*python_with_libnbd(), INCREMENT_SCRIPT)
     backup, weekly = tmp_path / "backup", tmp_path / "weekly"
     for path in (backup, weekly):
         client(needs("nbdcopy", package="libnbd-bin"), door.uri("db@mon"), path)

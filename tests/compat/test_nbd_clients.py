@@ -15,7 +15,7 @@ from tests.compat.conftest import DISK_BYTES, MIB, Lab
 from tests.support.images import allocated_bytes, noise, sparse_file
 from tests.support.mounts import require_fuse, tool
 from tests.support.requires import needs
-from tests.support.served import TIMEOUT_SECONDS, Door, client, make_keys, serve, tls_options
+from tests.support.served import TIMEOUT_SECONDS, Door, client, make_keys, python_with_libnbd, serve, tls_options
 
 LIBNBD_SCRIPT = Path(__file__).with_name("libnbd_random.py")
 
@@ -195,8 +195,7 @@ def test_nbdfuse_shows_an_export_as_a_file(door: Door, disk: Lab, tmp_path: Path
 
 
 def test_libnbd_from_python_finds_every_request_as_a_model_has_it(door: Door, disk: Lab):
-    needs("nbdsh", package="python3-libnbd")
-    client("/usr/bin/python3", "-I", LIBNBD_SCRIPT, door.uri("db"), disk.db)
+    client(*python_with_libnbd(), LIBNBD_SCRIPT, door.uri("db"), disk.db)
     compare(door, disk.db, "db")
     compare(door, disk.mon, "db@mon")
 

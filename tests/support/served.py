@@ -136,6 +136,12 @@ def client(*words: object, code: int = 0, stdin: bytes = b"") -> str:
     return done.stdout.decode()
 
 
+def python_with_libnbd() -> list[str]:
+    """Return the words that start the Python that Debian's libnbd is for, wherever another one comes first in PATH."""
+    needs("nbdsh", package="python3-libnbd")
+    return ["/usr/bin/python3", "-I"]
+
+
 def make_keys(folder: Path) -> Path:
     """Make an authority and the certificates of a server and a client, in files named as libnbd and qemu want them."""
     openssl = needs("openssl", package="openssl")
