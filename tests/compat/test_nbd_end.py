@@ -5,7 +5,10 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,38 @@ def rounds(container: Path) -> list[int]:
         assert request == request[:8] * (REQUEST_BYTES // 8)
         found.append(int.from_bytes(request[:8], "big"))
     return found
+
+
+class Interactive:
+    """A client that takes commands, as a machine does that runs on an export."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def do(self, command: str, answer: str) -> None:
+        """Give a command and wait for the line that answers it."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(command.encode() + b"\n")
+        self.process.stdin.flush()
+        line = ""
+        while answer not in line:
+            line = self.process.stdout.readline().decode()
+            assert line
+            assert "failed" not in line
+
+
+@contextmanager
+def interactive(*words: str) -> Iterator[Interactive]:
+    """Start such a client; it is dead when the block ends, or before if it takes too long."""
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        watchdog = threading.Timer(TIMEOUT_SECONDS, process.kill)
+        watchdog.start()
+        try:
+            yield Interactive(process)
+        finally:
+            watchdog.cancel()
+            process.kill()
 
 
 @pytest.mark.parametrize("signal_no", [signal.SIGTERM, signal.SIGKILL])
@@ -64,25 +99,32 @@ def digest_of(container: Path, name: str) -> str:
     return digest(image)
 
 
+def test_qemu_goes_on_with_a_server_that_was_killed_and_started_again(disk: Lab, tmp_path: Path):
+    program = needs("qemu-io", package="qemu-utils")
+    where = ["--unix", tmp_path / "nbd"]
+    with serve(disk.container, *where) as first:
+        patient = first.door().image("db", {"reconnect-delay": str(TIMEOUT_SECONDS)})
+        with interactive(program, "--image-opts", patient) as machine:
+            machine.do("write -P 5 0 4k", "wrote 4096/4096")
+            machine.do("flush\nread -P 5 0 4k", "read 4096/4096")  # a flush says nothing
+            first.process.kill()
+            first.process.wait(TIMEOUT_SECONDS)
+            with serve(disk.container, *where):
+                machine.do("write -P 6 4k 4k", "wrote 4096/4096")
+                machine.do("read -P 5 0 4k", "read 4096/4096")
+    assert run("read", disk.container / "db", "--length", "8k").out == b"\5" * 4096 + b"\6" * 4096
+
+
 def test_a_client_that_stays_and_is_idle_does_not_hold_up_the_end(disk: Lab, tmp_path: Path):
     program = needs("qemu-io", package="qemu-utils")
-    with serve(disk.container, "--unix", tmp_path / "nbd") as serving:
-        door = serving.door()
-        with subprocess.Popen(
-            [program, "-f", "raw", door.uri("db")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as idle:
-            try:
-                assert idle.stdin is not None
-                assert idle.stdout is not None
-                idle.stdin.write(b"write -P 5 0 4k\n")
-                idle.stdin.flush()
-                while b"wrote 4096/4096" not in idle.stdout.readline():
-                    assert idle.poll() is None
-                began = time.monotonic()
-                assert serving.stop() == (0, b"", "")
-                assert time.monotonic() - began < LONGEST_END_SECONDS / 3
-            finally:
-                idle.kill()
+    with (
+        serve(disk.container, "--unix", tmp_path / "nbd") as serving,
+        interactive(program, "-f", "raw", serving.door().uri("db")) as idle,
+    ):
+        idle.do("write -P 5 0 4k", "wrote 4096/4096")
+        began = time.monotonic()
+        assert serving.stop() == (0, b"", "")
+        assert time.monotonic() - began < LONGEST_END_SECONDS / 3
     assert run("read", disk.container / "db", "--length", "4k").out == b"\5" * 4096
 
 

@@ -153,16 +153,22 @@ def test_a_copy_under_way_sees_nothing_of_what_happens_meanwhile(serving: Servin
     assert size(serving.door(), "db") == 4 * MIB
 
 
-def test_force_disconnects_the_client_whose_data_goes_and_no_other(serving: Serving, disk: Lab):
-    box = serving.container
+@pytest.mark.parametrize("command", ["delete", "resize"])
+def test_force_disconnects_those_who_write_what_goes_and_nobody_else(command: str, serving: Serving, disk: Lab):
+    box, door = serving.container, serving.door()
     run("clone", box / "db@mon", "dev")
-    with copying(serving, "db") as other, copying(serving, "dev") as copy:
-        refusal = snapctl("resize", box / "dev", "--size", "1M", "--shrink", "--yes")
+    words = [command, "--yes", box / "dev", *(["--size", "1M", "--shrink"] if command == "resize" else [])]
+    endless = ["--rw=randwrite", "--iodepth=8", "--numjobs=2", "--time_based", "--runtime=60", "--rate=,24m"]
+    with copying(serving, "db") as other, started(*fio(door, "dev", *endless)) as writers:
+        wait_for_requests(box, "dev", "write", 200)
+        refusal = snapctl(*words)
         assert refusal.code == 1
-        assert "in use" in one_line(refusal)
-        run("delete", "--yes", "--force", box / "dev")
-        assert exports(serving.door()) == ["db", "db@mon"]
-        assert rest(copy)[0] == 1
+        assert "dev: in use by 2 clients" in one_line(refusal)
+        assert writers.poll() is None
+        run(*words, "--force")
+        writers.communicate(timeout=TIMEOUT_SECONDS)
+        assert writers.returncode != 0
+        assert exports(door) == ["db", "db@mon", *(["dev"] if command == "resize" else [])]
         assert rest(other) == (0, digest(disk.db))
     assert serving.stop().code == 0
     run("check", box)
