@@ -247,8 +247,11 @@ class Session:
         Raises:
             Poisoned: a write or sync failed; the container has to be reopened.
             IoFailure: the system refuses to read.
+            SnapctlError: a commit is in flight.
         """
         self._store.pages.check_usable()
+        if self._is_sealed:
+            raise SnapctlError(f"the commit to {self.path} that is in flight cannot be given up")
         if self._is_changed or self._is_broken:
             self._store.reset()
             self._begin({**self._nodes, **self._removed})
@@ -262,9 +265,12 @@ class Session:
         self._store.unpin(pinned)
 
     def close(self) -> None:
-        """Close the file and let go of the lock, giving up what was not committed and the room that it took."""
+        """Close the file and let go of the lock, giving up what was not committed and the room that it took.
+
+        Of a commit in flight, which the disk may have already, everything is left in the file.
+        """
         try:
-            if self._store.pages.is_usable:
+            if self._store.pages.is_usable and not self._is_sealed:
                 if self._is_changed or self._is_broken:
                     self._store.discard()
                 self._store.pages.reserve.take_back(self._store.superblock.pages_total)

@@ -130,8 +130,7 @@ class Cache:
         overlay = self._open.overlays.get(node)
         if overlay is None:
             overlay = self._open.overlays[node] = Overlay()
-            if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(self._most_seconds, self._want_round)
+            self._start_timer()
         self._open.held_bytes += held
         self._held_bytes += held
         if self._held_bytes * 2 > self.most_bytes:
@@ -180,13 +179,17 @@ class Cache:
             self._room.look_again()
 
     async def close(self) -> None:
-        """End the rounds; what is not durable is lost, so flush before."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._rounds is not None:
-            self._rounds.cancel()
-            await asyncio.gather(self._rounds, return_exceptions=True)
-        self._disk.shutdown()
+        """End the rounds after the one in flight; what is not durable is lost, so flush before. Who waits is told."""
+        closed = SnapctlError(f"{self._container.path} has been closed")
+        self._failure = self._failure or closed
+        self._stop_timer()
+        try:
+            if self._rounds is not None:
+                await asyncio.wait([self._rounds])  # it is not to be stopped halfway
+        finally:
+            # Whoever does not wait for the round, waits for the disk: nobody else may have the file before.
+            self._disk.shutdown()
+            self._tell_all(closed)
 
     @property
     def _is_dirty(self) -> bool:
@@ -195,12 +198,20 @@ class Cache:
     def _seal(self) -> None:
         self._sealed.append(self._open)
         self._open = Generation()
+        self._stop_timer()
+
+    def _start_timer(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._most_seconds, self._want_round)
+
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _want_round(self) -> None:
         """Have a round soon, or another one after that in flight."""
+        self._stop_timer()
         self._wants_round = True
         if self._rounds is None:
             self._rounds = asyncio.get_running_loop().create_task(self._run(), name="commits")
@@ -211,23 +222,35 @@ class Cache:
                 self._wants_round = False
                 if self._open.overlays:
                     self._seal()
-                while self._sealed and self._failure is None and await self._round():
-                    pass
-                waiters, self._room_waiters = self._room_waiters, []
-                for waiter in waiters:
-                    if not waiter.done():
-                        waiter.set_result(None)
+                goes_on = True
+                while goes_on:
+                    goes_on = bool(self._sealed) and self._failure is None and await self._round()
+                    self._tell_of_room()
         finally:
             self._rounds = None
+
+    def _tell_of_room(self) -> None:
+        """Have those who wait for room look again."""
+        waiters, self._room_waiters = self._room_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _tell_all(self, error: Exception) -> None:
+        """Tell everybody who waits for anything that nothing more will be done."""
+        for generation in (*self._sealed, self._open):
+            generation.fail(error)
+        self._tell_of_room()
 
     async def _round(self) -> bool:
         """Make generations durable up to the first operation, which is done; returns whether to go on."""
         batch: list[Generation] = []
+        operation: Operation[Any] | None = None
         for generation in self._sealed:
             batch.append(generation)
-            if generation.operation is not None:
+            if generation.operation is not None and generation.operation.is_waited_for:
+                operation = generation.operation
                 break
-        operation = batch[-1].operation
         try:
             await self._commit(batch, operation)
         except Exception as error:  # noqa: BLE001 whoever waits is told, whatever it is
@@ -248,6 +271,8 @@ class Cache:
         self._stuck = None
         self._room.look_again()
         if operation is not None:
+            for generation in (*self._sealed, self._open):
+                generation.cut()
             operation.succeed()
         return True
 
@@ -278,18 +303,14 @@ class Cache:
             self._container.abort()
         except SnapctlError as fatal:
             self._failure = fatal
-            batch = [*self._sealed, self._open]
-        for generation in batch:
-            generation.settle(error)
-            if generation.operation is not None:
-                generation.operation.fail(error)
-        if self._failure is not None:
+            self._tell_all(error)
             return False
+        for generation in batch:
+            generation.fail(error)
         self._stuck = error
         self._room.look_again()
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._most_seconds, self._want_round)
-        return any(sealed.operation is not None and sealed.operation.is_waited_for for sealed in self._sealed)
+        self._start_timer()
+        return any(sealed.is_waited_for for sealed in self._sealed)
 
     async def _apply(self, generation: Generation) -> None:
         """Bring writes to the tables, with the zeros, which are older than the blocks over them, first."""

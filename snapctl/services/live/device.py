@@ -79,7 +79,7 @@ class Device:
         head = self._patched(first, offset, view) if offset % size or length < size else None
         has_tail = bool(end % size) and stop - 1 > first
         tail = self._patched(stop - 1, offset, view) if has_tail else None
-        overlay = self._cache.admit(self.node, first, stop, length)
+        overlay = self._cache.admit(self.node, first, stop, (stop - first) * size)
         if overlay is None:
             return False
         blocks = overlay.blocks

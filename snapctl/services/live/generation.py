@@ -88,19 +88,36 @@ class Generation:
         """Whether anything is to be done for it."""
         return bool(self.overlays) or self.operation is not None
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether anybody wants to know how its commit ends."""
+        return bool(self._waiters) or (self.operation is not None and self.operation.is_waited_for)
+
     async def until_durable(self) -> None:
         """Return when it is; raises what its commit raises, after which one can wait for the next try."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
 
-    def settle(self, error: BaseException | None = None) -> None:
-        """Tell those who wait how the commit ended."""
+    def cut(self) -> None:
+        """Drop what lies beyond the end of volumes that have become smaller: they may grow over it again."""
+        for node, overlay in self.overlays.items():
+            if not node.is_gone:
+                overlay.cut(node.size_bytes, node.container.block_size)
+
+    def settle(self) -> None:
+        """Tell those who wait for its writes that they are durable."""
+        for waiter in self._taken():
+            waiter.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """Tell those who wait, for its operation as well, that the commit failed."""
+        for waiter in self._taken():
+            waiter.set_exception(error)
+        if self.operation is not None:
+            self.operation.fail(error)
+
+    def _taken(self) -> list[asyncio.Future[None]]:
+        """Those who still wait; from here on nobody does."""
         waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if waiter.done():
-                continue
-            if error is None:
-                waiter.set_result(None)
-            else:
-                waiter.set_exception(error)
+        return [waiter for waiter in waiters if not waiter.done()]

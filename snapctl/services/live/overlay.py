@@ -55,6 +55,16 @@ class Overlay:
             high += 1
         self.zeros[low:high] = [(start, stop)]
 
+    def cut(self, size_bytes: int, block_size: int) -> None:
+        """Drop what lies beyond `size_bytes`."""
+        last, at = divmod(size_bytes, block_size)
+        stop = -(-size_bytes // block_size)
+        for block_no in [block_no for block_no in self.blocks if block_no >= stop]:
+            del self.blocks[block_no]
+        if at and last in self.blocks:
+            self.blocks[last] = bytes(memoryview(self.blocks[last])[:at]).ljust(block_size, b"\0")
+        self.zeros = [(start, min(end, stop)) for start, end in self.zeros if start < stop]
+
     def runs(self, start: int, stop: int) -> Iterator[Run]:
         """Tell what is here of a range of blocks, in order and without gaps; written blocks one by one."""
         position = start

@@ -17,6 +17,7 @@ from snapctl.storage.backend import FileBackend
 
 if TYPE_CHECKING:
     from snapctl.services.live.container import LiveContainer
+    from snapctl.storage.store import Pinned
 
 
 class View(NamedTuple):
@@ -46,19 +47,21 @@ async def view(live: LiveContainer) -> AsyncIterator[View]:
     backend = container.pages.backend
     if not isinstance(backend, FileBackend):
         raise SnapctlError(f"{container.path} is not in a file")
-    pinned = await live.at_rest(lambda at_rest: at_rest.pin())
+    pins: list[Pinned] = []  # also what was taken for somebody who had given up waiting when it was
     try:
+        await live.at_rest(lambda at_rest: pins.append(at_rest.pin()))
         fd = backend.reopen()
         try:
-            superblocks_fd = _file_of(pinned.area)
+            superblocks_fd = _file_of(pins[0].area)
             try:
-                yield View(fd, superblocks_fd, pinned.superblock.transaction)
+                yield View(fd, superblocks_fd, pins[0].superblock.transaction)
             finally:
                 os.close(superblocks_fd)
         finally:
             os.close(fd)
     finally:
-        container.unpin(pinned)
+        for pinned in pins:
+            container.unpin(pinned)
         live.cache.look_for_room()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Coroutine
 from typing import Any
 
@@ -13,73 +12,9 @@ from hypothesis import strategies as st
 
 from snapctl.engine.container import Container
 from snapctl.errors import HasDependents, IoFailure, NameTaken, NodeNotFound, NoSpace, Poisoned
-from snapctl.format.geometry import Geometry
-from snapctl.services.check import check_backend
 from snapctl.services.live.container import LiveContainer
-from snapctl.services.live.device import Device
-from tests.support.backends import FailingBackend, MemoryBackend
-
-SMALL = Geometry(512, 512)
-BLOCK = 512
-SIZE = 40 * BLOCK + 100
-PATIENCE_SECONDS = 20.0
-
-
-class GatedBackend(MemoryBackend):
-    """Its syncs wait while the gate is shut."""
-
-    def __init__(self, data: bytes | bytearray = b"") -> None:
-        super().__init__(data)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.waiting = threading.Event()
-        self.synced = bytes(data)
-
-    def sync(self) -> None:
-        self.waiting.set()
-        assert self.gate.wait(PATIENCE_SECONDS)
-        self.synced = bytes(self.data)
-        self.waiting.clear()
-        super().sync()
-
-    async def until_syncing(self) -> None:
-        assert await asyncio.to_thread(self.waiting.wait, PATIENCE_SECONDS)
-
-
-def a_container(backend: MemoryBackend, capacity_bytes: int | None = None) -> Container:
-    container = Container.format(backend, SMALL, capacity_bytes)
-    container.create_volume("db", SIZE)
-    container.commit()
-    return container
-
-
-def live(backend: MemoryBackend, **settings: Any) -> LiveContainer:
-    return LiveContainer(a_container(backend), **{"most_dirty_seconds": 1000.0, **settings})
-
-
-def reopened(image: bytes) -> Container:
-    backend = MemoryBackend(image)
-    assert check_backend(backend).exit_code == 0
-    return Container.adopt(backend)
-
-
-def run(scenario: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            await scenario
-
-    asyncio.run(bounded())
-
-
-def content(device: Device) -> bytes:
-    buffer = bytearray(device.size_bytes)
-    device.read_into(0, buffer)
-    return bytes(buffer)
-
-
-async def put(live: LiveContainer, device: Device, offset: int, data: bytes) -> None:
-    while not device.write(offset, data):
-        await live.until_room()
+from tests.support.backends import FailingBackend
+from tests.support.live import BLOCK, SIZE, GatedBackend, content, live, put, reopened, run
 
 
 def test_reads_and_writes_go_on_while_a_commit_waits_for_the_disk():
