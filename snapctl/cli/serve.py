@@ -17,7 +17,7 @@ import typer
 from snapctl.cli import output, session
 from snapctl.cli.options import ContainerPath, Wait
 from snapctl.cli.path import locate
-from snapctl.errors import SnapctlError, UsageError
+from snapctl.errors import IoFailure, Locked, SnapctlError, UsageError
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -155,7 +155,12 @@ async def _start(options: _Options, stack: AsyncExitStack) -> Server:
     stack.push_async_callback(server.close)
     control = ControlServer(live, options.container, lambda: {"addresses": server.addresses()})
     stack.push_async_callback(control.stop)
-    await control.start()
+    try:
+        await control.start()
+    except (IoFailure, Locked) as error:
+        if not options.read_only:
+            raise
+        output.complain(f"warning: no commands are taken: {error}")  # nor needed: others may open the file as well
     if options.metrics is not None:
         from snapctl.services import metrics
 
