@@ -17,8 +17,8 @@ PYTEST_ARGS ?=
 pip = $(VENV)/bin/python -m pip --quiet --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench crash-search fault-search kill-loop serve-kill-loop bit-rot fuzz mutation-check \
-    golden clean
+.PHONY: help demo test lint bench crash-search fault-search kill-loop serve-kill-loop serve-load bit-rot \
+    fuzz mutation-check golden clean
 
 help:
 	@echo 'make demo            install into $(VENV) and show a tour on a real image'
@@ -29,6 +29,7 @@ help:
 	@echo 'make fault-search    let every system call of a workload fail, in every way'
 	@echo 'make kill-loop       kill N writers, and look for what they had reported'
 	@echo 'make serve-kill-loop kill N servers, and look for what they had acknowledged'
+	@echo 'make serve-load      keep a server busy for SECONDS, compare everything, and measure'
 	@echo 'make bit-rot         damage a container in N ways, and compare what is told with what is lost'
 	@echo 'make fuzz            open forged containers for SECONDS'
 	@echo 'make mutation-check  break the lines that matter most, and see that tests fail'
@@ -61,6 +62,9 @@ kill-loop: $(VENV)/.installed-dev
 
 serve-kill-loop: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m tests.reliability.serve_kill_loop $(or $(N),40) $(SEED)
+
+serve-load: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.reliability.serve_load $(or $(SECONDS),180)
 
 bit-rot: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m tests.reliability.bit_rot $(or $(N),3000) $(if $(SEED),--seed $(SEED))
