@@ -4,6 +4,7 @@
 #   make test PYTEST_ARGS='-k claims'            some of the tests
 #   HYPOTHESIS_PROFILE=long make test            many more, and random, examples (see tests/conftest.py)
 #   make crash-search N=100000 SEED=1            one of the searches (docs/reliability.md), longer than by default
+#   make crash-search LIVE=1                     the same for containers that many clients use at once
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,6 +12,7 @@ JOBS ?= auto
 N ?=
 SECONDS ?=
 SEED ?=
+LIVE ?=
 PYTEST_ARGS ?=
 
 # Twice quiet: warnings about the configuration of the machine's own pip are not ours to print.
@@ -51,7 +53,7 @@ bench: $(VENV)/.installed
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(VENV)/bin/python "$$script"; done
 
 crash-search: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m tests.reliability.crash_search $(or $(N),20000) $(if $(SEED),--seed $(SEED)) \
+	$(VENV)/bin/python -m tests.reliability.crash_search $(or $(N),20000) $(if $(LIVE),--live) $(if $(SEED),--seed $(SEED)) \
 	    $(if $(filter-out auto,$(JOBS)),--jobs $(JOBS))
 
 fault-search: $(VENV)/.installed-dev

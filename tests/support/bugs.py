@@ -15,7 +15,7 @@ from snapctl.storage.spacemap import SpaceMap
 
 
 @contextmanager
-def _replaced(owner: type, name: str, function: Callable[..., object]) -> Iterator[None]:
+def replaced(owner: type, name: str, function: Callable[..., object]) -> Iterator[None]:
     usual = getattr(owner, name)
     setattr(owner, name, function)
     try:
@@ -42,7 +42,7 @@ def superblock_before_its_pages() -> AbstractContextManager[None]:
 
     @contextmanager
     def both() -> Iterator[None]:
-        with _replaced(PageFile, "write_superblock", noting), _replaced(PageFile, "sync", late):
+        with replaced(PageFile, "write_superblock", noting), replaced(PageFile, "sync", late):
             yield
 
     return both()
@@ -62,7 +62,7 @@ def reuse_in_the_same_transaction() -> AbstractContextManager[None]:
         finally:
             bitmap.committed, bitmap.previous = kept
 
-    return _replaced(SpaceMap, "_take", careless)
+    return replaced(SpaceMap, "_take", careless)
 
 
 def overwriting_committed_pages() -> AbstractContextManager[None]:
@@ -71,7 +71,7 @@ def overwriting_committed_pages() -> AbstractContextManager[None]:
     def always(_space: SpaceMap, _page_no: int) -> bool:
         return True
 
-    return _replaced(SpaceMap, "is_fresh", always)
+    return replaced(SpaceMap, "is_fresh", always)
 
 
 def going_on_unsynced() -> AbstractContextManager[None]:
@@ -80,7 +80,7 @@ def going_on_unsynced() -> AbstractContextManager[None]:
     def only_check(pages: PageFile) -> None:
         pages.check_usable()
 
-    return _replaced(PageFile, "rewrite_adopted", only_check)
+    return replaced(PageFile, "rewrite_adopted", only_check)
 
 
 def punching_too_early() -> AbstractContextManager[None]:
@@ -94,7 +94,7 @@ def punching_too_early() -> AbstractContextManager[None]:
                 space._pages.punch(page_no, units)
         return write(space)
 
-    return _replaced(SpaceMap, "write", eager)
+    return replaced(SpaceMap, "write", eager)
 
 
 def asking_a_failed_sync_again() -> AbstractContextManager[None]:
@@ -108,7 +108,7 @@ def asking_a_failed_sync_again() -> AbstractContextManager[None]:
             pages._failure = None
             sync(pages)
 
-    return _replaced(PageFile, "sync", stubborn)
+    return replaced(PageFile, "sync", stubborn)
 
 
 BUGS = {

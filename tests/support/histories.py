@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -218,8 +218,14 @@ class History:
         figures: what was done and found, by name.
     """
 
+    command = ""
+    """What the command needs to bring about histories of this kind."""
+    fates: Sequence[Fate | None] = _FATES
+    """What may befall a process, each as likely as any other."""
+
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        self._fate: Fate | None = None
         self.figures: Counter[str] = Counter(histories=1)
         self._chance = random.Random(f"history {seed}")
         self._looks = random.Random(f"looks {seed}")
@@ -268,12 +274,7 @@ class History:
 
     def _session(self) -> None:
         """One process, and perhaps a power cut after it."""
-        fate = self._chance.choice(_FATES)
-        if self._chance.random() < 0.5:
-            self._machine.meet(fate, self._chance.randrange(4, 30), in_superblock=True)
-        else:
-            self._machine.meet(fate, self._chance.choice((3, 10, 30, 60)) * self._chance.randrange(1, 11) // 10)
-        self.figures["sessions"] += 1
+        self._begin_session()
         try:
             self._use()
         except Stopped:
@@ -281,8 +282,21 @@ class History:
                 self._machine.lose_writes()
         except IoFailure:
             pass  # and the next session opens it again
-        if fate and self._machine.has_met:
-            self.figures[fate.value] += 1
+        self._end_session()
+
+    def _begin_session(self) -> None:
+        """Draw what is to befall the process."""
+        fate = self._fate = self._chance.choice(self.fates)
+        if self._chance.random() < 0.5:
+            self._machine.meet(fate, self._chance.randrange(4, 30), in_superblock=True)
+        else:
+            self._machine.meet(fate, self._chance.choice((3, 10, 30, 60)) * self._chance.randrange(1, 11) // 10)
+        self.figures["sessions"] += 1
+
+    def _end_session(self) -> None:
+        """The process is gone; perhaps the power, too."""
+        if self._fate and self._machine.has_met:
+            self.figures[self._fate.value] += 1
         self._machine.meet(None)
         self._machine.forget_dropped()
         if self._chance.random() < 0.25:
@@ -443,7 +457,7 @@ class History:
         machine = self._machine
         return (
             f"seed {self.seed}, operation {machine.number} ({machine.last}): {what}\n"
-            f"again: python -m tests.reliability.crash_search 1 --seed {self.seed}"
+            f"again: python -m tests.reliability.crash_search 1 {self.command}--seed {self.seed}"
         )
 
 

@@ -94,15 +94,14 @@ class Cache:
         """
         return self._container.node(f"{node.name.partition('@')[0]}@{short_name}")
 
-    def admit(self, node: Node, start: int, stop: int, data_bytes: int, *, zeroes: bool = False) -> Overlay | None:
+    def admit(self, node: Node, start: int, stop: int, data_blocks: int) -> Overlay | None:
         """Find room, in memory and in the container, for a change of blocks.
 
         Args:
             node: the volume.
             start: first block.
             stop: block after the last.
-            data_bytes: memory that what is to be written takes.
-            zeroes: they are to be zeroed, all but the first and the last.
+            data_blocks: how many of them are to be written; if not all, the others are to be zeroed.
 
         Returns:
             Where to put it; None if it has to wait for a round, which has begun.
@@ -113,20 +112,18 @@ class Cache:
         """
         if self._failure is not None:
             raise self._failure
-        held = max(data_bytes, self._container.block_size)
+        held = max(1, data_blocks) * self._container.block_size
         if self._held_bytes and self._held_bytes + held > self.most_bytes:
             self._wait()
             return None
         try:
             has_heir = bool(self._sealed) or node.newest_snapshot is not None
-            self._room.promise(self._open, node, start, stop, is_data=not zeroes, has_heir=has_heir)
+            self._room.promise(self._open, node, start, stop, data_blocks=data_blocks, has_heir=has_heir)
         except NoSpace:
-            if self._is_dirty:
-                self._wait()
-                return None
-            if data_bytes:
+            if not self._is_dirty:
                 raise
-            # To zero whole blocks gives room back, and may take what is kept for that.
+            self._wait()
+            return None
         overlay = self._open.overlays.get(node)
         if overlay is None:
             overlay = self._open.overlays[node] = Overlay()

@@ -79,7 +79,7 @@ class Device:
         head = self._patched(first, offset, view) if offset % size or length < size else None
         has_tail = bool(end % size) and stop - 1 > first
         tail = self._patched(stop - 1, offset, view) if has_tail else None
-        overlay = self._cache.admit(self.node, first, stop, (stop - first) * size)
+        overlay = self._cache.admit(self.node, first, stop, stop - first)
         if overlay is None:
             return False
         blocks = overlay.blocks
@@ -112,7 +112,7 @@ class Device:
         first, last = offset // size, -(-end // size)
         head = self._patched(first, offset, memoryview(bytes(start * size - offset))) if first < start else None
         tail = self._patched(stop, stop * size, memoryview(bytes(end - stop * size))) if stop < last else None
-        overlay = self._cache.admit(self.node, first, last, (last - first - (stop - start)) * size, zeroes=True)
+        overlay = self._cache.admit(self.node, first, last, last - first - (stop - start))
         if overlay is None:
             return False
         overlay.zero(start, stop)

@@ -36,16 +36,18 @@ class Room:
         self._bitmaps = self._end_page // self._container.geometry.units_per_bitmap + 1
 
     def promise(
-        self, generation: Generation, node: Node, start: int, stop: int, *, is_data: bool, has_heir: bool
+        self, generation: Generation, node: Node, start: int, stop: int, *, data_blocks: int, has_heir: bool
     ) -> None:
         """Promise a generation the room for a change of blocks.
+
+        What only gives room back has the reserve, like any trim, if nothing else is promised at the time.
 
         Args:
             generation: the open one.
             node: the volume.
             start: first block.
             stop: block after the last.
-            is_data: they are written; else zeroed, which takes tables at both ends alone.
+            data_blocks: how many of them are written; the others are zeroed, which takes tables at both ends alone.
             has_heir: the volume has a snapshot, or will have one by the time that they are applied.
 
         Raises:
@@ -54,6 +56,8 @@ class Room:
             Corruption: tables above the blocks cannot be read.
         """
         geometry = self._container.geometry
+        is_data = data_blocks == stop - start
+        has_reserve = not data_blocks and not self._promised
         tables: set[tuple[int, int, int]] = set()
         spans = (geometry.fanout, geometry.fanout**2, geometry.fanout**3)
         for span in spans:
@@ -65,17 +69,16 @@ class Room:
                 if span == geometry.fanout:  # lest a damaged table be found when it is too late to refuse
                     next(node.tree.spans(entry * span, entry * span + 1))
         units = (2 if has_heir else 1) * len(tables) * geometry.table_units
-        blocks = stop - start if is_data else 2
-        units += blocks * geometry.block_units * (2 if has_heir and node.cow is Cow.COPY else 1)
+        units += data_blocks * geometry.block_units * (2 if has_heir and node.cow is Cow.COPY else 1)
         # What is replaced is freed, and each block of it may lie under a bitmap of its own.
-        bitmaps = min(blocks, self._bitmaps - generation.bitmaps)
+        bitmaps = min(stop - start, self._bitmaps - generation.bitmaps)
         units += bitmaps * geometry.table_units
         if not generation.promised_units:
             units += _TABLES_OF_A_COMMIT * geometry.table_units
-        if self._promised + units > self._free:
+        if self._promised + units > self._free + (self._container.space.reserve if has_reserve else 0):
             raise self._container.space.full()
-        reserve = self._container.pages.reserve
-        reserve.promise(self._end_page, (self._promised + units) * geometry.unit)
+        if not has_reserve:
+            self._container.pages.reserve.promise(self._end_page, (self._promised + units) * geometry.unit)
         generation.tables |= tables
         generation.bitmaps += bitmaps
         generation.promised_units += units

@@ -1,0 +1,122 @@
+"""Bugs planted in the live container on purpose, as `tests.support.bugs` plants others. Only tests switch them on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any
+from weakref import WeakSet
+
+from snapctl.services.live.cache import Cache
+from snapctl.services.live.generation import Generation
+from snapctl.services.live.overlay import Overlay
+from snapctl.storage.pins import Pins
+from tests.support.bugs import replaced
+
+
+def a_flush_returns_early() -> AbstractContextManager[None]:
+    """A flush returns when a round has begun."""
+
+    async def at_once(_generation: Generation) -> None:
+        return
+
+    return replaced(Generation, "until_durable", at_once)
+
+
+def a_snapshot_takes_the_next_generation_in() -> AbstractContextManager[None]:
+    """What is written after a change was asked for is applied before it."""
+    apply = Cache._apply
+
+    async def greedy(cache: Cache, generation: Generation) -> None:
+        await apply(cache, generation)
+        if generation.operation is not None:
+            with suppress(RuntimeError):  # somebody wrote meanwhile
+                await apply(cache, cache._open)
+
+    return replaced(Cache, "_apply", greedy)
+
+
+def an_overlay_is_dropped_after_an_abort() -> AbstractContextManager[None]:
+    """A change that fails halfway is taken back, and the writes before it with it."""
+    apply = Cache._apply
+    applied: WeakSet[Generation] = WeakSet()
+
+    async def once(cache: Cache, generation: Generation) -> None:
+        if generation not in applied:
+            applied.add(generation)
+            await apply(cache, generation)
+
+    return replaced(Cache, "_apply", once)
+
+
+def a_commit_for_each_volume() -> AbstractContextManager[None]:
+    """The volumes become durable one after the other."""
+    apply = Cache._apply
+
+    async def one_by_one(cache: Cache, generation: Generation) -> None:
+        whole = generation.overlays
+        for node, overlay in reversed(whole.items()):
+            generation.overlays = {node: overlay}
+            await apply(cache, generation)
+            cache._container.commit()
+        generation.overlays = whole
+
+    return replaced(Cache, "_apply", one_by_one)
+
+
+def zeros_over_what_was_written_after() -> AbstractContextManager[None]:
+    """The zeros of a generation come to the tables after its blocks."""
+
+    @contextmanager
+    def both() -> Iterator[None]:
+        apply = Cache._apply
+
+        async def in_turn(cache: Cache, generation: Generation) -> None:
+            whole = generation.overlays
+            for wanted in ("blocks", "zeros"):
+                generation.overlays = {node: _part(overlay, wanted) for node, overlay in whole.items()}
+                await apply(cache, generation)
+            generation.overlays = whole
+
+        with replaced(Cache, "_apply", in_turn):
+            yield
+
+    return both()
+
+
+def _part(overlay: Overlay, wanted: str) -> Overlay:
+    part = Overlay()
+    setattr(part, wanted, getattr(overlay, wanted))
+    return part
+
+
+def a_pin_that_keeps_nothing() -> AbstractContextManager[None]:
+    """What a view stands for is reused as if nobody read it."""
+
+    def nothing(_pins: Pins, _index: int) -> int:
+        return 0
+
+    return replaced(Pins, "bits", nothing)
+
+
+def a_waiter_is_forgotten() -> AbstractContextManager[None]:
+    """Whoever waits for room is not told."""
+
+    def nobody(_cache: Cache) -> Any:
+        return None
+
+    return replaced(Cache, "_tell_of_room", nobody)
+
+
+LIVE_BUGS = {
+    bug.__name__: bug
+    for bug in (
+        a_flush_returns_early,
+        a_snapshot_takes_the_next_generation_in,
+        an_overlay_is_dropped_after_an_abort,
+        a_commit_for_each_volume,
+        zeros_over_what_was_written_after,
+        a_pin_that_keeps_nothing,
+        a_waiter_is_forgotten,
+    )
+}
