@@ -91,7 +91,7 @@ def test_qemu_io_writes_zeroes_discards_and_reads_back(door: Door, disk: Lab):
     commands += ["read -P 11 12M 12k"]
     words = [word for command in commands for word in ("-c", command)]
     program = needs("qemu-io", package="qemu-utils")
-    printed = client(program, *door.credentials, *words, "--image-opts", door.image("db"))
+    printed = client(program, "-t", "writeback", *door.credentials, *words, "--image-opts", door.image("db"))
     assert "failed" not in printed
 
     with disk.db.open("r+b") as image:
@@ -206,8 +206,9 @@ def test_fio_finds_what_it_has_written(door: Door, disk: Lab, tmp_path: Path):
     small = ["--name=small", "--rw=randwrite", "--bsrange=512-32k", "--fsync=64"]
     large = ["--name=large", "--rw=write", "--bs=256k", "--offset=8M"]
     report = ["--output-format=json", f"--output={tmp_path / 'report'}"]
-    client(needs("fio", package="fio"), "--ioengine=nbd", *report, *small, *every, *large, *every)
-    for job in json.loads((tmp_path / "report").read_text())["jobs"]:
+    client(needs("fio", package="fio"), "--thread", "--ioengine=nbd", *report, *small, *every, *large, *every)
+    printed = (tmp_path / "report").read_text()
+    for job in json.loads(printed[printed.index("{") :])["jobs"]:
         assert job["error"] == 0
         assert job["write"]["io_bytes"] == job["read"]["io_bytes"] == 4 * MIB
     compare(door, disk.mon, "db@mon")

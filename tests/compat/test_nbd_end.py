@@ -5,10 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,7 @@ import pytest
 from tests.cli.harness import command_line, digest, environment, finish, run
 from tests.compat.conftest import Lab
 from tests.support.requires import needs
-from tests.support.served import TIMEOUT_SECONDS, Door, client, python_with_libnbd, serve
+from tests.support.served import TIMEOUT_SECONDS, Door, client, interactive, python_with_libnbd, serve
 
 ROUNDS_SCRIPT = Path(__file__).with_name("libnbd_rounds.py")
 REQUEST_BYTES, REQUESTS = 20_000, 64
@@ -34,38 +31,6 @@ def rounds(container: Path) -> list[int]:
         assert request == request[:8] * (REQUEST_BYTES // 8)
         found.append(int.from_bytes(request[:8], "big"))
     return found
-
-
-class Interactive:
-    """A client that takes commands, as a machine does that runs on an export."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
-
-    def do(self, command: str, answer: str) -> None:
-        """Give a command and wait for the line that answers it."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(command.encode() + b"\n")
-        self.process.stdin.flush()
-        line = ""
-        while answer not in line:
-            line = self.process.stdout.readline().decode()
-            assert line
-            assert "failed" not in line
-
-
-@contextmanager
-def interactive(*words: str) -> Iterator[Interactive]:
-    """Start such a client; it is dead when the block ends, or before if it takes too long."""
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        watchdog = threading.Timer(TIMEOUT_SECONDS, process.kill)
-        watchdog.start()
-        try:
-            yield Interactive(process)
-        finally:
-            watchdog.cancel()
-            process.kill()
 
 
 @pytest.mark.parametrize("signal_no", [signal.SIGTERM, signal.SIGKILL])
@@ -114,11 +79,11 @@ def test_qemu_goes_on_with_a_server_that_was_killed_and_started_again(disk: Lab,
     assert run("read", disk.container / "db", "--length", "8k").out == b"\5" * 4096 + b"\6" * 4096
 
 
-def test_a_client_that_stays_and_is_idle_does_not_hold_up_the_end(disk: Lab, tmp_path: Path):
+def test_an_idle_client_does_not_hold_up_the_end_and_loses_nothing_though_it_never_flushed(disk: Lab, tmp_path: Path):
     program = needs("qemu-io", package="qemu-utils")
     with (
         serve(disk.container, "--unix", tmp_path / "nbd") as serving,
-        interactive(program, "-f", "raw", serving.door().uri("db")) as idle,
+        interactive(program, "-t", "writeback", "-f", "raw", serving.door().uri("db")) as idle,
     ):
         idle.do("write -P 5 0 4k", "wrote 4096/4096")
         began = time.monotonic()

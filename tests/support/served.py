@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import select
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,6 +135,38 @@ def client(*words: object, code: int = 0, stdin: bytes = b"") -> str:
     )
     assert done.returncode == code, (words, done)
     return done.stdout.decode()
+
+
+class Interactive:
+    """A client that takes commands, as a machine does that runs on an export."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def do(self, command: str, answer: str) -> None:
+        """Give a command and wait for the line that answers it."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(command.encode() + b"\n")
+        self.process.stdin.flush()
+        line = ""
+        while answer not in line:
+            line = self.process.stdout.readline().decode()
+            assert line
+            assert "failed" not in line or "failed" in answer
+
+
+@contextmanager
+def interactive(*words: str) -> Iterator[Interactive]:
+    """Start such a client; it is dead when the block ends, or before if it takes too long."""
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        watchdog = threading.Timer(TIMEOUT_SECONDS, process.kill)
+        watchdog.start()
+        try:
+            yield Interactive(process)
+        finally:
+            watchdog.cancel()
+            process.kill()
 
 
 def python_with_libnbd() -> list[str]:
