@@ -14,7 +14,7 @@ KILLS = 3
 
 # Each run writes the same to the same places, but for the time that each block carries; so after one that was cut off,
 # every block still verifies.
-JOB = ["--name=job", "--rw=randwrite", "--bs=4k", "--size=16M", "--randseed=5", "--iodepth=16", "--fsync=16"]
+JOB = ["--name=job", "--rw=randwrite", "--bs=4k", "--size=8M", "--randseed=5", "--iodepth=16", "--fsync=16"]
 VERIFIED = ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"]
 
 
@@ -41,7 +41,7 @@ def test_what_fio_has_flushed_outlives_servers_that_are_killed_while_it_is_writt
         with serve(lab, "--unix", tmp_path / "nbd") as server:
             client(*fio(server, "--verify_only"))
             again = subprocess.Popen(
-                fio(server, "--rate_iops=2000"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                fio(server, "--rate_iops=1000"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
             try:
                 deadline = time.monotonic() + TIMEOUT_SECONDS
