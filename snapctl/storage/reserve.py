@@ -62,7 +62,7 @@ class Reserve:
             self._kept_to = start + length
 
     def promise(self, end_page: int, length_bytes: int) -> None:
-        """Have the file system keep room for data that is to be written, beside the reserve.
+        """Have the file system keep room for data that is to be written, beside the reserve of what that will make.
 
         Wherever in the file that will find its place, it finds room: in a hole this room is given for it (`lend`).
 
@@ -71,7 +71,7 @@ class Reserve:
             IoFailure: the system refuses.
         """
         start = end_page * self._geometry.unit
-        length = self.length(end_page) + length_bytes
+        length = self.length(end_page + -(-length_bytes // self._geometry.unit)) + length_bytes
         self._has_promised = True
         if self._kept_to is not None and self._kept_to >= start + length:
             return

@@ -13,7 +13,7 @@ from tests.support.live_bugs import LIVE_BUGS
 from tests.support.live_histories import LiveHistory
 
 SEED = 71
-STATES = 4_000
+STATES = 2_000
 STATES_WITH_A_BUG = 25_000
 """Far more than any of them needs."""
 FOUND_SOON = {

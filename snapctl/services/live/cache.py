@@ -254,10 +254,11 @@ class Cache:
             if not (isinstance(error, NoSpace) and operation is not None and operation.gives_room):
                 return self._failed(batch, error)
             try:
-                self._container.abort()
+                self._abort()
                 await self._commit([], operation)
             except Exception as second_error:  # noqa: BLE001 likewise
                 return self._failed(batch, second_error)
+            self._room.look_again()
             operation.succeed()  # and the writes get another try
             return True
         for generation in batch:
@@ -280,7 +281,7 @@ class Cache:
             await self._apply(generation)
         is_change = operation is not None and not operation.is_look and operation.is_waited_for
         if operation is not None and is_change and not operation.perform(container):
-            container.abort()  # it may have come halfway
+            self._abort()  # it may have come halfway
             await self._commit(batch, None)
             return
         if again := container.seal():
@@ -297,7 +298,7 @@ class Cache:
     def _failed(self, batch: list[Generation], error: Exception) -> bool:
         """Tell whoever waits; returns whether other operations can still be done."""
         try:
-            self._container.abort()
+            self._abort()
         except SnapctlError as fatal:
             self._failure = fatal
             self._tell_all(error)
@@ -305,9 +306,12 @@ class Cache:
         for generation in batch:
             generation.fail(error)
         self._stuck = error
-        self._room.look_again()
         self._start_timer()
         return any(sealed.is_waited_for for sealed in self._sealed)
+
+    def _abort(self) -> None:
+        self._container.abort()
+        self._room.look_again()
 
     async def _apply(self, generation: Generation) -> None:
         """Bring writes to the tables, with the zeros, which are older than the blocks over them, first."""

@@ -6,9 +6,11 @@ the volume and in its newest snapshot, and the space map. It holds for the capac
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from snapctl.engine.model import Cow
+from snapctl.errors import IoFailure, NoSpace
 
 if TYPE_CHECKING:
     from snapctl.engine.container import Container
@@ -30,10 +32,13 @@ class Room:
         self.look_again()
 
     def look_again(self) -> None:
-        """See how much there is; to be called between two transactions."""
+        """See how much there is, and that what is promised is kept; to be called between two transactions."""
         self._free = self._container.space.room
         self._end_page = self._container.superblock.pages_total
         self._bitmaps = self._end_page // self._container.geometry.units_per_bitmap + 1
+        if self._promised:
+            with suppress(NoSpace, IoFailure):  # the file system may have lost it when a transaction was given up
+                self._container.pages.reserve.promise(self._end_page, self._promised * self._container.geometry.unit)
 
     def promise(
         self, generation: Generation, node: Node, start: int, stop: int, *, data_blocks: int, has_heir: bool

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from snapctl.engine.container import Container
 from snapctl.engine.model import Cow
-from snapctl.errors import NoSpace
+from snapctl.errors import NodeNotFound, NoSpace
 from snapctl.format.geometry import SUPERBLOCK_AREA, Geometry
 from snapctl.services.check import check_backend
 from snapctl.services.live.container import LiveContainer
@@ -167,6 +167,34 @@ def test_a_full_container_takes_overwrites_of_what_it_has_again_and_again(cow: C
         for _ in range(3000):
             await put(chance.randrange(100, filled))
         await served.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("geometry", [SMALL, Geometry(4096, 16384)], ids=str)
+def test_a_disk_that_is_filled_in_one_go_keeps_room_for_all_that_was_acknowledged(geometry: Geometry):
+    async def scenario() -> None:
+        disk = SmallDisk(8 << 20)
+        container = Container.format(disk, geometry)
+        container.create_volume("db", 16 << 20)
+        container.commit()
+        served = LiveContainer(container, most_dirty_seconds=1e6)
+        device = served.device("db")
+        chance = random.Random(5)
+        size = 8 * KIB
+
+        async def put(piece: int) -> None:
+            if not device.write(piece * size, chance.randbytes(size)):
+                raise NoSpace("before the next round")
+
+        assert await until_refused(put) > 500
+        disk.taken += disk.free_blocks
+        with pytest.raises(NodeNotFound):  # the transaction is given up with everything in it, and all is done again
+            await served.change(lambda container: (container.snapshot("db@s"), container.node("none")))
+        await served.flush()
+        assert container.space.used * geometry.unit > 4 << 20
+        await served.close()
+        assert check_backend(disk).findings == []
 
     run(scenario())
 

@@ -1,0 +1,67 @@
+"""`snapctl serve` on a disk that another file fills up: what was acknowledged becomes durable, and all goes on."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.cli.harness import run, start
+from tests.services.nbd import client as nbd
+from tests.services.nbd.client import Client
+from tests.support.disks import FILE_SYSTEMS, fill_up, small_disk
+
+MIB = 1 << 20
+PIECE = 64 << 10
+
+
+@pytest.mark.parametrize("file_system", FILE_SYSTEMS)
+def test_clients_of_a_full_disk_are_told_and_lose_nothing(file_system: str, tmp_path: Path):
+    chance = random.Random(1)
+    expected = bytearray(64 * MIB)
+
+    def put(client: Client, at: int) -> int:
+        data = chance.randbytes(PIECE)
+        reply = client.ask(nbd.WRITE, at, len(data), data)
+        if not reply.error:
+            expected[at : at + PIECE] = data
+        return reply.error
+
+    with small_disk(file_system, tmp_path, 24 * MIB) as disk:
+        path = disk / "lab.snap"
+        assert run("create", path / "db", "--size", "64M").code == 0
+        assert run("create", path / "log", "--size", "1M").code == 0
+        server = start("serve", path, "--unix", tmp_path / "nbd")
+        try:
+            assert server.stdout is not None
+            server.stdout.readline()
+            server.stdout.readline()
+            with Client(str(tmp_path / "nbd")) as client, Client(str(tmp_path / "nbd")) as other:
+                client.go("db")
+                other.go("log")
+                other.write(0, b"still here", nbd.FUA)
+                for at in range(0, 2 * MIB, PIECE):
+                    assert put(client, at) == 0
+                fill_up(disk / "ballast")
+                # What was acknowledged has its room, and what is acknowledged from here on as well.
+                errors = [put(client, at) for at in range(2 * MIB, 40 * MIB, PIECE)]
+                assert nbd.ENOSPC in errors
+                assert set(errors) <= {0, nbd.ENOSPC}
+                assert client.ask(nbd.FLUSH).error == 0
+                assert client.read(0, 20 * MIB) == expected[: 20 * MIB]
+                assert other.read(0, 10) == b"still here"
+                (disk / "ballast").unlink()
+                assert client.ask(nbd.TRIM, 4 * MIB, 12 * MIB).error == 0
+                expected[4 * MIB : 16 * MIB] = bytes(12 * MIB)
+                assert client.ask(nbd.FLUSH).error == 0
+                for at in range(0, 2 * MIB, PIECE):
+                    assert put(client, at) == 0
+                assert client.ask(nbd.FLUSH).error == 0
+                server.kill()
+                server.wait(30)
+        finally:
+            server.kill()
+            server.communicate()
+        assert run("read", path / "db", "--length", str(40 * MIB)).out == expected[: 40 * MIB]
+        assert run("check", path).code == 0
