@@ -131,8 +131,12 @@ class LiveHistory(History):
         return self._fate is not None and self._machine.has_met
 
     def _check_alive(self) -> None:
-        if self._has_failed and self._fate is Fate.DEATH:
+        if self._is_dead:
             raise Stopped
+
+    @property
+    def _is_dead(self) -> bool:
+        return self._has_failed and self._fate is Fate.DEATH
 
     async def _close(self) -> None:
         """In peace, or in the middle of everything."""
@@ -177,6 +181,7 @@ class LiveHistory(History):
                     if task.get_name() != "changes" and self._chance.random() < 0.3:
                         task.cancel()
         for _ in range(self._chance.choice((0, 0, 1, 2, 12))):
+            self._check_alive()  # lest what is left of a dead process goes on
             await asyncio.sleep(0)
 
     def _put(self, *, is_zero: bool) -> None:
@@ -269,7 +274,7 @@ class LiveHistory(History):
                 if what != "changes refused" and not self._has_failed:
                     raise
             else:
-                if point is not None:
+                if point is not None and not self._is_dead:
                     self._drop(point)
 
         self._tasks = [task for task in self._tasks if not _ended(task)]
