@@ -87,7 +87,7 @@ def mounted(container: Path, directory: Path, *options: str) -> Iterator[Mounted
     directory.mkdir(exist_ok=True)
     process = start("mount", *options, container, directory, stdin=subprocess.DEVNULL)
     try:
-        _wait_until_ready(process)
+        _wait_for_line(process, b" is mounted on ")
         yield Mounted(directory, process)
     finally:
         if process.poll() is None:
@@ -96,11 +96,11 @@ def mounted(container: Path, directory: Path, *options: str) -> Iterator[Mounted
         subprocess.run(clear_away, check=False, capture_output=True, timeout=TIMEOUT_SECONDS)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes]) -> None:
+def _wait_for_line(process: subprocess.Popen[bytes], wanted: bytes) -> None:
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], TIMEOUT_SECONDS)
     line = process.stdout.readline() if ready else b""
-    assert b" is mounted on " in line, (
+    assert wanted in line, (
         line,
         process.poll(),
         process.stderr and process.poll() and process.stderr.read(),
@@ -118,3 +118,40 @@ def loop_mounted(image: Path, directory: Path, options: str = "loop") -> Iterato
         tool(needs("umount", package="util-linux"), "--lazy", directory, ok=False)
         raise
     tool(needs("umount", package="util-linux"), directory)
+
+
+@contextmanager
+def mounted_over_nbd(container: Path, name: str, directory: Path) -> Iterator[Path]:
+    """Have a container served, and one of its exports shown as a file by nbdfuse; returns the file.
+
+    The server ends as servers do, and is dead in any case, as is nbdfuse.
+    """
+    clear_away = [require_fuse(), "-q", "-u", "-z", str(directory)]
+    socket = directory.with_suffix(".sock")
+    directory.mkdir(exist_ok=True)
+    nbdfuse = needs("nbdfuse", package="libnbd-bin")
+    server = start("serve", container, "--unix", socket, stdin=subprocess.DEVNULL)
+    client = None
+    try:
+        _wait_for_line(server, b"nbd+unix://")
+        pid_file = directory.with_suffix(".pid")
+        client = subprocess.Popen([nbdfuse, "-P", pid_file, directory / name, f"nbd+unix:///{name}?socket={socket}"])
+        _wait_for_file(pid_file)
+        yield directory / name
+        unmount(directory)
+        assert client.wait(TIMEOUT_SECONDS) == 0
+        server.terminate()
+        assert finish(server).code == 0
+    finally:
+        subprocess.run(clear_away, check=False, capture_output=True, timeout=TIMEOUT_SECONDS)
+        for process in filter(None, (client, server)):
+            if process.poll() is None:
+                process.kill()
+            process.communicate(timeout=TIMEOUT_SECONDS)
+
+
+def _wait_for_file(path: Path) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not (path.exists() and path.read_bytes()):
+        assert time.monotonic() < deadline, f"{path} was not written"
+        time.sleep(0.01)
