@@ -1,9 +1,10 @@
 """A client that writes what can be foretold and logs what is durable, by libnbd; run by Debian's Python.
 
 Arguments: the connection string of an export, a log to append to, the seed, the number of the first request. It goes on
-until the server is gone. The log has a line ``begun N`` for each request before it is sent, and ``durable N N N`` for
-those that were answered before a flush was sent that has been answered as well, or that were answered with FUA. The
-flush goes over another connection than half of them. Requests for the same block are never under way at once.
+until the server is gone. The log has a line ``begun N`` for each request before it is sent, ``answered N`` once the
+server has said that it is done, and ``durable N N N`` for those that were answered before a flush was sent that has
+been answered as well, or that were answered with FUA. The flush goes over another connection than half of them.
+Requests for the same block are never under way at once.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class Client:
 
     def _take(self, number: int, asked: Request) -> None:
         del self._under_way[number]
+        self._say(f"answered {number}")
         if asked.fua:
             self._say(f"durable {number}")
         else:

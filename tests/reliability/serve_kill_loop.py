@@ -11,13 +11,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from random import Random
+from threading import Timer
 from typing import NamedTuple
 
 from snapctl.engine.container import Container
+from snapctl.errors import IoFailure
 from snapctl.services.check import check_container
-from tests.cli.harness import finish, start
+from snapctl.services.control.client import connect
 from tests.reliability import libnbd_writer
 from tests.reliability.libnbd_writer import BLOCK_BYTES, BLOCKS, content, number_in, request
 from tests.support.requires import needs
@@ -31,19 +34,20 @@ ZEROS = 0
 
 
 class Log(NamedTuple):
-    """The requests that a client had sent at some moment, and those that were durable."""
+    """The requests that a client had sent at some moment, those that were answered, and those that were durable."""
 
     begun: list[int]
+    answered: list[int]
     durable: list[int]
 
 
 def read_log(path: Path) -> Log:
     """Read what a client has logged until now."""
-    found = Log([], [])
+    found = Log([], [], [])
     text = path.read_text() if path.exists() else ""
     for line in text[: text.rfind("\n") + 1].splitlines():
         what, *numbers = line.split()
-        (found.begun if what == "begun" else found.durable).extend(map(int, numbers))
+        getattr(found, what).extend(map(int, numbers))
     return found
 
 
@@ -134,7 +138,7 @@ class Servers:
             time.sleep(0.01)
 
     def _commands(self, log: Path, server: subprocess.Popen[bytes]) -> tuple[dict[str, tuple[Log, bool]], set[str]]:
-        """Take and delete snapshots until it is time to kill, be it amid a command.
+        """Take and delete snapshots until the server is killed, be it amid a command.
 
         Returns:
             Of each snapshot that may have been taken what was logged before, and whether it was acknowledged; and the
@@ -142,28 +146,25 @@ class Servers:
         """
         taken: dict[str, tuple[Log, bool]] = {}
         deleted: set[str] = set()
-        deadline = time.monotonic() + self._choose.random() * _LONGEST_SECONDS
-        while server.poll() is None:
-            old = sorted(self._snapshots.keys() - deleted)
-            before, name = read_log(log), f"db@s{self._round}.{len(taken)}"
-            if len(old) + len(taken) >= _MOST_SNAPSHOTS and old:
-                name = self._choose.choice(old)
-                command = start("delete", "--yes", f"{self.path}/{name}")
-                deleted.add(name)
-            else:
-                command = start("snapshot", f"{self.path}/{name}")
-            try:
-                command.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait(_TIMEOUT_SECONDS)
-            ended = finish(command)
-            if name in deleted:
-                if ended.code == 0:
+        control = connect(str(self.path), _TIMEOUT_SECONDS)
+        assert control
+        killer = Timer(self._choose.random() * _LONGEST_SECONDS, server.kill)
+        killer.start()
+        with control, suppress(IoFailure):  # that the server is gone
+            while not control.is_hung_up(self._choose.random() / 4):
+                old = sorted(self._snapshots.keys() - deleted)
+                if len(old) + len(taken) >= _MOST_SNAPSHOTS and old:
+                    name = self._choose.choice(old)
+                    deleted.add(name)
+                    control.call("delete", {"names": [name]})
                     del self._snapshots[name]
-            else:
-                taken[name] = (before, ended.code == 0)
-            assert ended.code == 0 or server.poll() is not None, ended
+                elif len(taken) < _MOST_SNAPSHOTS:
+                    name, before = f"db@s{self._round}.{len(taken)}", read_log(log)
+                    taken[name] = (before, False)
+                    control.call("snapshot", {"names": [name]})
+                    taken[name] = (before, True)
+        killer.join()
+        server.wait(_TIMEOUT_SECONDS)
         return taken, deleted
 
     def _judge(self, log: Log, taken: dict[str, tuple[Log, bool]], deleted: set[str]) -> None:
@@ -177,7 +178,8 @@ class Servers:
         for name in found.keys() & self._snapshots.keys():
             assert found[name] == self._snapshots[name], f"{name} has changed"
         for name in found.keys() & taken.keys():
-            judge(found[name], self._seed, self._base, taken[name][0].durable, log.begun)
+            # A snapshot has not only what was durable before, but all that was answered.
+            judge(found[name], self._seed, self._base, taken[name][0].answered, log.begun)
         held = judge(found["db"], self._seed, self._base, log.durable, log.begun)
         self._base = held
         self._snapshots = {name: image for name, image in found.items() if name != "db"}
