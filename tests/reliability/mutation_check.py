@@ -67,6 +67,7 @@ REPAIR = "tests/services/test_repair"
 PAGES = "tests/storage/test_pages.py::test_"
 SPACE_MAP = "tests/storage/test_spacemap.py::test_"
 TABLE_TREE = "tests/storage/test_tabletree.py::test_"
+LIVE = "tests/services/live/test_live_container.py::test_"
 
 MUTATIONS = (
     Mutation(
@@ -283,6 +284,22 @@ MUTATIONS = (
         "    return (current, raws)\n",
         "One damaged page of the snapshot list costs the volumes in it, although the commit before has them whole.",
         (REPAIR + ".py::test_of_two_lists_the_one_that_is_whole_is_gone_back_to",),
+    ),
+    Mutation(
+        "flush-that-does-not-wait",
+        "snapctl/services/live/cache.py",
+        "        await generation.until_durable()\n",
+        "",
+        "What a client was told is flushed is gone when the server is killed.",
+        (LIVE + "a_full_disk_keeps_what_was_acknowledged_for_the_next_flush",),
+    ),
+    Mutation(
+        "acknowledged-writes-given-up-with-a-failed-change",
+        "snapctl/services/live/cache.py",
+        "            await self._commit(batch, None)\n            return\n",
+        "            return\n",
+        "A change that is refused takes others' writes with it.",
+        (LIVE + "an_operation_that_fails_halfway_leaves_nothing_and_no_write_is_lost",),
     ),
 )
 
