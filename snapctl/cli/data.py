@@ -33,7 +33,8 @@ def write(
 ) -> None:
     """Write standard input, or a file, into a volume.
 
-    All of it becomes visible at once, or nothing does: also when the input runs past the volume's end.
+    All of it becomes visible at once, or nothing does: also when the input runs past the volume's end. Through a server
+    that is so for each MiB.
 
     \b
     Example:

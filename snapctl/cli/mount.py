@@ -66,8 +66,8 @@ def mount(
     import asyncio
 
     # libfuse goes to the root directory.
-    container_path = os.path.abspath(location.container)
-    asyncio.run(_serve(container_path, directory, read_only=read_only, allow_other=allow_other, wait_seconds=wait))
+    container_path, place = os.path.abspath(location.container), os.path.abspath(directory)
+    asyncio.run(_serve(container_path, place, read_only=read_only, allow_other=allow_other, wait_seconds=wait))
 
 
 async def _serve(
@@ -85,7 +85,7 @@ async def _serve(
 
     signals: asyncio.Queue[int] = asyncio.Queue()
     live = await LiveContainer.open(container_path, writable=not read_only, wait_seconds=wait_seconds)
-    control = ControlServer(live, container_path, lambda: {"addresses": [os.path.abspath(directory)]})
+    control = ControlServer(live, container_path, lambda: {"addresses": [directory]})
     try:
         interrupt.to_loop(signals.put_nowait)
         await control.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -33,6 +34,9 @@ VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET")
 
 _FIRST_PASSED_DESCRIPTOR = 3
 """Where systemd's begin (sd_listen_fds(3))."""
+
+_SAME_SIGNAL_SECONDS = 1.0
+"""Signals that come within this time are one: timeout(1), for one, sends its own to the process and to its group."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -109,6 +113,8 @@ def serve(
         from snapctl.services.nbd.server import tls_context
 
         tls = tls_context(tls_cert, tls_key, tls_ca)
+    if metrics is not None and ":" not in metrics:
+        raise UsageError(f"--metrics {metrics!r} is not an address; write HOST:PORT")
     scraped = None if metrics is None else parse_address(metrics)
     options = _Options(location.container, unix or [], addresses, read_only, export or [], tls, scraped, wait)
     asyncio.run(_serve(options))
@@ -118,11 +124,15 @@ async def _serve(options: _Options) -> None:
     """Serve until a signal has come and all is durable."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    patience_ends = math.inf
 
     def stop(signal_no: int) -> None:
-        if stopping.is_set():
+        nonlocal patience_ends
+        if loop.time() > patience_ends:
             os._exit(128 + signal_no)  # the second: nobody wants to wait; what was not flushed is lost
-        stopping.set()
+        if not stopping.is_set():
+            patience_ends = loop.time() + _SAME_SIGNAL_SECONDS
+            stopping.set()
 
     _raise_descriptor_limit()
     async with AsyncExitStack() as stack:

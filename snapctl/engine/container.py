@@ -123,6 +123,12 @@ class Container(Session):
         return self._store.superblock.uuid
 
     @property
+    def file_identity(self) -> tuple[int, int]:
+        """What tells its file from all others on this machine, copies of it included: (device, inode)."""
+        backend = self._store.pages.backend
+        return backend.identity() if isinstance(backend, FileBackend) else (0, 0)
+
+    @property
     def table_size(self) -> int:
         """Bytes of a table page."""
         return self._geometry.table_size

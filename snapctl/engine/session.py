@@ -349,6 +349,11 @@ class Session:
             self._is_broken = True
             raise
 
+    def note_commit(self) -> None:
+        """Have the next commit happen although nothing was changed: it frees what only the other slot stands for."""
+        self.check_writable()
+        self._is_changed = True
+
     def note_change(self, node: Node) -> None:
         """Take note that a node's tables or block count changed, which its record tells at the commit."""
         self._changed.add(node.id)

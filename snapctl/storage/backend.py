@@ -154,6 +154,11 @@ class FileBackend:
         except FileNotFoundError:
             return False
 
+    def identity(self) -> tuple[int, int]:
+        """The file's device and inode."""
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino
+
     def sync_directory(self) -> None:
         """Make the file's name durable."""
         try:

@@ -169,6 +169,11 @@ class SpaceMap:
         return self._reserve
 
     @property
+    def holds_back(self) -> bool:
+        """Whether a commit of nothing would give room back, which only the other slot stands for."""
+        return any(bits for _, bits in self._waiting())
+
+    @property
     def room(self) -> int:
         """Units of the capacity that data can still take in the open transaction; some of them may lie apart."""
         if self._waiting_units is None:

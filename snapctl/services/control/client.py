@@ -208,8 +208,14 @@ def _greet(client: Client, container_path: str) -> bool:
         return False  # it is going away
     if hello.get("version") != VERSION:
         raise UnsupportedFormat(f"the server of {container_path} speaks another version; use the snapctl it is of")
-    client.pid = int(hello["pid"])
-    return hello["uuid"] in container_uuids(container_path)
+    try:
+        client.pid = int(hello["pid"])
+        file = int(hello["device"]), int(hello["inode"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise IoFailure(f"the server of {container_path} introduces itself in a way that makes no sense") from error
+    status = os.stat(container_path)
+    # A copy of the container in its place has the same uuid, and nobody serves it.
+    return file == (status.st_dev, status.st_ino) and hello.get("uuid") in container_uuids(container_path)
 
 
 def container_uuids(container_path: str) -> set[str]:

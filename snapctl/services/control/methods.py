@@ -179,7 +179,14 @@ class Methods:
         return {**await transfers.import_volume(self._live, request), "usage": self.usage()}
 
     async def _hello(self, _request: Request) -> dict[str, Any]:
-        return {"version": VERSION, "uuid": str(self._live.container.uuid), "pid": os.getpid()}
+        device, inode = self._live.container.file_identity
+        return {
+            "version": VERSION,
+            "uuid": str(self._live.container.uuid),
+            "pid": os.getpid(),
+            "device": device,
+            "inode": inode,
+        }
 
 
 def _parse(line: bytes) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from snapctl.errors import NoSpace, SnapctlError
+from snapctl.errors import Corruption, NoSpace, SnapctlError
 from snapctl.services.live.generation import Generation, Operation
 from snapctl.services.live.overlay import Overlay
 from snapctl.services.live.room import Room
@@ -69,6 +69,9 @@ class Cache:
         self._timer: asyncio.TimerHandle | None = None
         self._failure: Exception | None = None  # after which nothing more can be done
         self._stuck: Exception | None = None  # because of which the last round did not succeed
+        self._spoiled: dict[Node, Corruption] = {}  # volumes whose tables cannot take what was acknowledged
+        self._aside: dict[Node, Overlay] = {}  # which is kept here, to be read
+        self._applying: Node | None = None
         self._slice_ends = 0.0
         self.commits = 0
         self.commit_seconds = 0.0
@@ -84,6 +87,8 @@ class Cache:
         found = [self._open.overlays[node]] if node in self._open.overlays else []
         if self._sealed:
             found += [sealed.overlays[node] for sealed in reversed(self._sealed) if node in sealed.overlays]
+        if node in self._aside:
+            found.append(self._aside[node])
         return found
 
     def snapshot_of(self, node: Node, short_name: str) -> Node:
@@ -112,6 +117,8 @@ class Cache:
         """
         if self._failure is not None:
             raise self._failure
+        if node in self._spoiled:
+            raise self._spoiled[node]
         held = max(1, data_blocks) * self._container.block_size
         if self._held_bytes and self._held_bytes + held > self.most_bytes:
             self._wait()
@@ -249,9 +256,9 @@ class Cache:
                 operation = generation.operation
                 break
         try:
-            await self._commit(batch, operation)
+            await self._commit_or_make_room(batch, operation)
         except Exception as error:  # noqa: BLE001 whoever waits is told, whatever it is
-            if not (isinstance(error, NoSpace) and operation is not None and operation.gives_room):
+            if not (isinstance(error, NoSpace | Corruption) and operation is not None and operation.gives_room):
                 return self._failed(batch, error)
             try:
                 self._abort()
@@ -274,26 +281,54 @@ class Cache:
             operation.succeed()
         return True
 
+    async def _commit_or_make_room(self, batch: list[Generation], operation: Operation[Any] | None) -> None:
+        """Commit; if the capacity has no room, once more, without what only the commit before the last stands for."""
+        try:
+            await self._commit(batch, operation)
+        except NoSpace:
+            self._abort()
+            if self._container.capacity_bytes is None or not self._container.space.holds_back:
+                raise
+            self._container.note_commit()
+            await self._seal_and_wait()
+            await self._commit(batch, operation)
+
     async def _commit(self, batch: list[Generation], operation: Operation[Any] | None) -> None:
-        began = time.monotonic()
         container = self._container
         for generation in batch:
             await self._apply(generation)
         is_change = operation is not None and not operation.is_look and operation.is_waited_for
-        if operation is not None and is_change and not operation.perform(container):
+        if operation is not None and is_change and not (operation.perform(container) and self._fits(batch, operation)):
             self._abort()  # it may have come halfway
             await self._commit(batch, None)
             return
-        if again := container.seal():
-            while again:
-                await asyncio.get_running_loop().run_in_executor(self._disk, container.make_durable)
-                again = container.conclude()
-            self.commits += 1
-            self.last_commit_seconds = time.monotonic() - began
-            self.commit_seconds += self.last_commit_seconds
+        await self._seal_and_wait()
         if operation is not None and operation.is_look and operation.is_waited_for:
             operation.perform(container)
             container.abort()
+
+    def _fits(self, batch: list[Generation], operation: Operation[Any]) -> bool:
+        """Whether an operation leaves what was promised to the writes behind it; else whoever waits for it is told."""
+        if operation.gives_room:
+            return True
+        try:
+            self._container.preview_used_bytes()
+            if self._container.space.room < self._room.promised_beyond(batch):
+                raise self._container.space.full()
+        except NoSpace as error:
+            operation.fail(error)
+            return False
+        return True
+
+    async def _seal_and_wait(self) -> None:
+        began = time.monotonic()
+        if again := self._container.seal():
+            while again:
+                await asyncio.get_running_loop().run_in_executor(self._disk, self._container.make_durable)
+                again = self._container.conclude()
+            self.commits += 1
+            self.last_commit_seconds = time.monotonic() - began
+            self.commit_seconds += self.last_commit_seconds
 
     def _failed(self, batch: list[Generation], error: Exception) -> bool:
         """Tell whoever waits; returns whether other operations can still be done."""
@@ -303,11 +338,24 @@ class Cache:
             self._failure = fatal
             self._tell_all(error)
             return False
+        if isinstance(error, Corruption) and self._applying is not None:
+            self._set_aside(self._applying, error)
+            for generation in batch:
+                generation.fail_flushes(error)
+            return True  # the others' writes can do without
         for generation in batch:
             generation.fail(error)
         self._stuck = error
         self._start_timer()
         return any(sealed.is_waited_for for sealed in self._sealed)
+
+    def _set_aside(self, node: Node, error: Corruption) -> None:
+        """Give up making durable what was written to a volume whose tables are damaged; it takes no more writes."""
+        self._spoiled[node] = error
+        for generation in (*self._sealed, self._open):
+            overlay = generation.overlays.pop(node, None)
+            if overlay is not None:
+                self._aside.setdefault(node, Overlay()).cover(overlay)
 
     def _abort(self) -> None:
         self._container.abort()
@@ -320,6 +368,7 @@ class Cache:
         for node, overlay in generation.overlays.items():
             if node.is_gone:
                 continue
+            self._applying = node
             end_bytes = node.size_bytes  # it may have become smaller since
             for start, stop in overlay.zeros:
                 for first in range(start, stop, step):
@@ -333,6 +382,7 @@ class Cache:
                     blocks[last] = bytes(blocks[last])[: end_bytes % size].ljust(size, b"\0")
                 node.write_blocks(blocks)
                 await self._breathe()
+        self._applying = None
 
     async def _breathe(self) -> None:
         """Let requests have their turn, if it is due."""

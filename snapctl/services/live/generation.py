@@ -112,10 +112,14 @@ class Generation:
 
     def fail(self, error: Exception) -> None:
         """Tell those who wait, for its operation as well, that the commit failed."""
-        for waiter in self._taken():
-            waiter.set_exception(error)
+        self.fail_flushes(error)
         if self.operation is not None:
             self.operation.fail(error)
+
+    def fail_flushes(self, error: Exception) -> None:
+        """Tell those who wait for its writes that not all of them are durable."""
+        for waiter in self._taken():
+            waiter.set_exception(error)
 
     def _taken(self) -> list[asyncio.Future[None]]:
         """Those who still wait; from here on nobody does."""

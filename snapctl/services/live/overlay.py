@@ -65,6 +65,12 @@ class Overlay:
             self.blocks[last] = bytes(memoryview(self.blocks[last])[:at]).ljust(block_size, b"\0")
         self.zeros = [(start, min(end, stop)) for start, end in self.zeros if start < stop]
 
+    def cover(self, newer: Overlay) -> None:
+        """Take in what was written later."""
+        for start, stop in newer.zeros:
+            self.zero(start, stop)
+        self.blocks.update(newer.blocks)
+
     def runs(self, start: int, stop: int) -> Iterator[Run]:
         """Tell what is here of a range of blocks, in order and without gaps; written blocks one by one."""
         position = start

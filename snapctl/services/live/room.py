@@ -6,6 +6,7 @@ the volume and in its newest snapshot, and the space map. It holds for the capac
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -69,10 +70,11 @@ class Room:
             entries = range(start // span, (stop - 1) // span + 1) if is_data else {start // span, (stop - 1) // span}
             tables.update((node.id, span, entry) for entry in entries)
         tables -= generation.tables
-        if is_data:
-            for _, span, entry in tables:
-                if span == geometry.fanout:  # lest a damaged table be found when it is too late to refuse
-                    next(node.tree.spans(entry * span, entry * span + 1))
+        heir = node.newest_snapshot
+        for _, span, entry in tables:
+            if span == geometry.fanout:  # lest a damaged table be found when it is too late to refuse
+                for owner in filter(None, (node, heir)):
+                    next(owner.tree.spans(entry * span, entry * span + 1))
         units = (2 if has_heir else 1) * len(tables) * geometry.table_units
         units += data_blocks * geometry.block_units * (2 if has_heir and node.cow is Cow.COPY else 1)
         # What is replaced is freed, and each block of it may lie under a bitmap of its own.
@@ -88,6 +90,10 @@ class Room:
         generation.bitmaps += bitmaps
         generation.promised_units += units
         self._promised += units
+
+    def promised_beyond(self, batch: Iterable[Generation]) -> int:
+        """Units that are promised to other generations than those of a batch."""
+        return self._promised - sum(generation.promised_units for generation in batch)
 
     def release(self, generation: Generation) -> None:
         """Give back what was promised to a generation that is durable or given up."""

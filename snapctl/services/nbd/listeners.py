@@ -41,7 +41,7 @@ class Listener:
         name = quote(export, safe="")
         if self.socket.family == socket.AF_UNIX:
             path = self.path or os.fsdecode(self.socket.getsockname())
-            return f"{scheme}+unix:///{name}?socket={quote(os.path.abspath(path))}"
+            return f"{scheme}+unix:///{name}?socket={quote(os.fsencode(os.path.abspath(path)))}"
         address, port = self.socket.getsockname()[:2]
         host = self.host or address
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/{name}"
@@ -138,13 +138,19 @@ def parse_address(text: str) -> tuple[str, int]:
     Raises:
         UsageError: it is none of these.
     """
+    if not text:
+        raise UsageError("the address to listen on is empty; write HOST:PORT, or :PORT for all addresses")
     host, colon, port = text.rpartition(":")
     if text.startswith("[") and text.endswith("]"):
         host, colon, port = text, "", ""
     elif not colon:
         host, port = text, ""
     is_quoted = host.startswith("[") and host.endswith("]")
-    if (":" in host and not is_quoted) or (colon and not (port.isascii() and port.isdigit())) or int(port or 0) > 65535:
+    if (
+        (":" in host and not is_quoted)
+        or (colon and not (port.isascii() and port.isdigit() and len(port) <= 5))
+        or int(port or 0) > 65535
+    ):
         raise UsageError(f"{text!r} is not an address; write HOST:PORT, [::1]:PORT or :PORT")
     return host[1:-1] if is_quoted else host, int(port) if port else wire.DEFAULT_PORT
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -399,10 +400,11 @@ def test_client_of_another_user_is_hung_up_on(public: Path):
 def test_server_of_another_user_is_not_trusted_unless_the_container_is_theirs(public: Path):
     path = make(public / "lab.snap")
     (uuid,) = container_uuids(str(path))
+    where = {"device": path.stat().st_dev, "inode": path.stat().st_ino}
     (public / "theirs").mkdir()
     moved = path.rename(public / "theirs" / "lab.snap")
     os.chown(public / "theirs", NOBODY, NOBODY)
-    answer = {"jsonrpc": "2.0", "id": 1, "result": {"version": 1, "uuid": uuid, "pid": 1}}
+    answer = {"jsonrpc": "2.0", "id": 1, "result": {"version": 1, "uuid": uuid, "pid": 1, **where}}
     script = (
         "s.bind(sys.argv[1])\ns.listen()\n"
         "print('ready', flush=True)\nwhile True:\n    c, _ = s.accept()\n"
@@ -434,3 +436,12 @@ def test_error_of_an_unknown_class_keeps_its_exit_code():
     made = as_error(described)
     assert (type(made), str(made), made.exit_code) == (SnapctlError, "what", 9)
     assert type(as_error({"message": "m", "data": {"type": "Sequence", "exit_code": 1}})) is SnapctlError
+
+
+def test_copy_in_the_place_of_a_served_container_is_not_taken_for_it(tmp_path: Path):
+    path = make(tmp_path / "lab.snap")
+    with served(path):
+        assert is_answered(path)
+        shutil.copy(path, tmp_path / "backup")
+        os.replace(tmp_path / "backup", path)
+        assert connect(str(path), 1) is None
