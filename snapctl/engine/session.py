@@ -235,11 +235,14 @@ class Session:
     def settle(self) -> None:
         """Make durable what was found on opening, which a process that died may have left in the system's cache.
 
+        The room that such a process was promised goes back to the file system.
+
         Raises:
             IoFailure: the system refuses; the container has to be reopened.
         """
         self.check_writable()
         self._store.pages.rewrite_adopted()
+        self._store.pages.backend.release()
 
     def abort(self) -> None:
         """Give up the open transaction: everything is again as of the last commit.

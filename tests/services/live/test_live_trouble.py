@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -140,5 +141,24 @@ def test_damage_that_is_found_when_it_is_too_late_to_refuse_costs_its_volume_alo
         disk = Container.adopt(MemoryBackend(backend.data))
         assert disk["b@x"].read(0, 7) == b"finetoo"
         assert disk["a"].read(0, 3) == b"old"
+
+    run(scenario())
+
+
+def test_what_a_killed_server_had_been_promised_goes_back_to_the_file_system(tmp_path: Path):
+    path = tmp_path / "lab.snap"
+    with Container.create(str(path)) as container:
+        container.create_volume("db", 1 << 20)
+
+    async def scenario() -> None:
+        killed = await LiveContainer.open(str(path))
+        killed.device("db").write(0, b"x")
+        await killed.flush()
+        kept_bytes = path.stat().st_blocks * 512
+        killed.container.pages.backend.close()  # as the system does it
+        await killed.cache.close()
+        served = await LiveContainer.open(str(path))
+        assert path.stat().st_blocks * 512 < kept_bytes / 4
+        await served.close()
 
     run(scenario())
