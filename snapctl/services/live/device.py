@@ -138,21 +138,29 @@ class Device:
             else:
                 yield end - begin, int(content is Content.DATA)
 
-    def changes(self, since: str, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+    def snapshot(self, short_name: str) -> Node:
+        """The RO snapshot of that name, without the ``@``, of the same volume.
+
+        Raises:
+            NodeNotFound: there is none.
+        """
+        return self._cache.snapshot_of(self.node, short_name)
+
+    def changes(self, since: Node, offset: int, length: int) -> Iterator[tuple[int, bool]]:
         """Tell what may have changed since a snapshot, as `engine.changes.changes` does; neighbours may be alike.
 
         Args:
-            since: the part of the snapshot's name after the ``@``.
+            since: an older RO snapshot of the same volume; a node and no name, as a name may come to mean another one.
             offset: of the range, in bytes.
             length: of the range, in bytes.
 
         Raises:
-            NodeNotFound: there is no such snapshot; else as `engine.changes.changes`.
+            NodeNotFound: `since` has been deleted, whatever the range; else as `engine.changes.changes`.
         """
-        snapshot = self._cache.snapshot_of(self.node, since)
+        since.check_range(0, 0)
         for begin, end, content in self._runs(offset, length):
             if content is Content.BELOW:
-                yield from changes.changes(self.node, snapshot, begin, end - begin)
+                yield from changes.changes(self.node, since, begin, end - begin)
             else:
                 yield end - begin, True
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from snapctl.engine.model import Kind
 from snapctl.services.live.device import Device
 from snapctl.services.nbd import wire
+
+if TYPE_CHECKING:
+    from snapctl.engine.node import Node
 
 Ranges = Iterator[tuple[int, int]]
 """Lengths in bytes with the status of each, in order and without gaps."""
@@ -95,7 +98,7 @@ def _depth(device: Device, offset: int, length: int) -> Ranges:
     return device.depths(offset, length)
 
 
-def _changes_since(snapshot: str) -> Callable[[Device, int, int], Ranges]:
+def _changes_since(snapshot: Node) -> Callable[[Device, int, int], Ranges]:
     def changes(device: Device, offset: int, length: int) -> Ranges:
         return ((size, int(is_changed)) for size, is_changed in device.changes(snapshot, offset, length))
 
@@ -109,7 +112,7 @@ def _sources(device: Device) -> dict[str, Callable[[Device, int, int], Ranges]]:
     if node.kind is Kind.RO and node.origin is not None:
         siblings = node.origin.snapshots
         older = siblings[[sibling.id for sibling in siblings].index(node.id) + 1 :]
-    dirty = {f"{DIRTY}{snapshot.short_name}": _changes_since(snapshot.short_name) for snapshot in older}
+    dirty = {f"{DIRTY}{snapshot.short_name}": _changes_since(snapshot) for snapshot in older}
     return {ALLOCATION: _allocation, DEPTH: _depth, **dirty}
 
 

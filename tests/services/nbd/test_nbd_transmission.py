@@ -240,6 +240,25 @@ def test_depth_and_changes_are_told_with_the_allocation(served: Served, form: st
         assert depths[1][1] > 1
 
 
+def test_context_means_the_snapshot_that_was_chosen_and_none_that_takes_its_name(served: Served):
+    with served.client("db", form="structured", contexts=("qemu:dirty-bitmap:mon",)) as client:
+        assert client.ask(nbd.BLOCK_STATUS, 4096, 4096).extents == {1: [(4096, 1)]}
+        served.change(lambda container: container.delete("db@mon"))
+        served.change(lambda container: container.snapshot("db@mon"))
+        assert client.ask(nbd.BLOCK_STATUS, 4096, 4096).error == nbd.EIO
+        client.write(4096, b"x" * 4096)  # which is in the cache, so that no table of the snapshot is asked
+        assert client.ask(nbd.BLOCK_STATUS, 4096, 4096).error == nbd.EIO
+    with served.client("db", form="structured", contexts=("qemu:dirty-bitmap:mon",)) as client:
+        assert client.ask(nbd.BLOCK_STATUS, 0, 8192).extents == {1: [(4096, 0), (4096, 1)]}
+
+
+def test_context_stays_with_a_snapshot_that_is_renamed(served: Served):
+    with served.client("db", form="structured", contexts=("qemu:dirty-bitmap:mon",)) as client:
+        served.change(lambda container: container.rename("db@mon", "old"))
+        served.change(lambda container: container.snapshot("db@mon"))
+        assert client.ask(nbd.BLOCK_STATUS, 4096, 4096).extents == {1: [(4096, 1)]}
+
+
 @chunked_forms
 def test_status_of_terabytes_is_answered_at_once_and_bounded(served: Served, form: str):
     size = 3 << 40
