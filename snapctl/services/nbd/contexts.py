@@ -8,7 +8,7 @@ has changed since the snapshot SNAP of the same volume, which backup programs kn
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from snapctl.engine.model import Kind
@@ -34,11 +34,12 @@ MAX_CONTEXTS = 16
 MAX_EXTENTS = 4096
 """Descriptors in one reply, for one context."""
 
-_FIRST_WINDOW_BYTES = 64 << 20
+_FIRST_WINDOW_BYTES = 4 << 20
 _LAST_WINDOW_BYTES = 1 << 30
-_LOOK_AHEAD_SECONDS = 0.01
-"""A reply covers what can be found in about this time, which holds for an export of any size and shape: the document
-lets a server answer with less than was asked for, and clients then ask again from there on."""
+_LOOK_AHEAD_SECONDS = 0.005
+"""A reply covers what can be found in about this time, for all its contexts together, which holds for an export of any
+size and shape: the document lets a server answer with less than was asked for, and clients then ask again from there
+on."""
 
 
 class Context(NamedTuple):
@@ -54,7 +55,7 @@ class Context(NamedTuple):
     name: str
     ranges: Callable[[Device, int, int], Ranges]
 
-    def extents(self, device: Device, offset: int, length: int, most: int) -> list[tuple[int, int]]:
+    def extents(self, device: Device, offset: int, length: int, most: int, seconds: float) -> list[tuple[int, int]]:
         """Look up a range, or its beginning if that takes long.
 
         Args:
@@ -62,6 +63,7 @@ class Context(NamedTuple):
             offset: where to begin, in bytes.
             length: how much, in bytes, 1 or more; it lies inside the device.
             most: how many descriptors to return at most.
+            seconds: when to stop, but for the first descriptor.
 
         Returns:
             Lengths in bytes with the status of each, one at least; neighbours differ.
@@ -69,8 +71,9 @@ class Context(NamedTuple):
         found: list[tuple[int, int]] = []
         position, end = offset, offset + length
         window = _FIRST_WINDOW_BYTES
-        began = time.monotonic()
+        now = began = time.monotonic()
         while position < end:
+            window_began = now
             stop = min(end, position + window)
             for size, status in self.ranges(device, position, stop - position):
                 if found and found[-1][1] == status:
@@ -79,13 +82,24 @@ class Context(NamedTuple):
                     return found
                 else:
                     found.append((size, status))
-            spent = time.monotonic() - began
-            if spent > _LOOK_AHEAD_SECONDS:
-                break
-            if spent < _LOOK_AHEAD_SECONDS / 8:
+                now = time.monotonic()
+                if now - began > seconds:
+                    return found
+            # The window grows only where it is cheap, as nothing stops it halfway through a long run of one status.
+            if now - window_began < seconds / 16:
                 window = min(2 * window, _LAST_WINDOW_BYTES)
+            elif now - window_began > seconds / 4:
+                window = max(window // 2, _FIRST_WINDOW_BYTES)
             position = stop
         return found
+
+
+def look_up(
+    wanted: Sequence[Context], device: Device, offset: int, length: int, most: int
+) -> list[list[tuple[int, int]]]:
+    """Look up a range in each context, or as much of its beginning as there is time for; else as `Context.extents`."""
+    seconds = _LOOK_AHEAD_SECONDS / max(1, len(wanted))
+    return [context.extents(device, offset, length, most, seconds) for context in wanted]
 
 
 def _allocation(device: Device, offset: int, length: int) -> Ranges:

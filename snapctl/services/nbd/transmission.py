@@ -26,7 +26,7 @@ from snapctl.errors import Corruption, NodeNotFound, SnapctlError
 from snapctl.services.live.container import LiveContainer
 from snapctl.services.nbd import replies, wire
 from snapctl.services.nbd.budget import Budget
-from snapctl.services.nbd.contexts import MAX_EXTENTS
+from snapctl.services.nbd.contexts import MAX_EXTENTS, look_up
 from snapctl.services.nbd.errnos import beyond_end, errno_of
 from snapctl.services.nbd.exports import MAX_PAYLOAD_BYTES
 from snapctl.services.nbd.handshake import Agreement
@@ -41,8 +41,8 @@ SMALL_PAYLOAD_BYTES = 64 << 10
 _BATCH_BYTES = 256 << 10
 """Replies are handed to the system when there are so many."""
 
-_TURN_REQUESTS = 256
-"""Executed in a row before other connections get their turn."""
+TURN_NANOSECONDS = 2_000_000
+"""After about this time other connections get their turn; the request that goes beyond it is executed to its end."""
 
 _MAX_FLUSHES = 1024
 """Requests of one connection that wait for a commit."""
@@ -173,7 +173,6 @@ class Transmission:
         position, end = 0, len(view)
         header, size = self._header, self._header.size
         began_ns = perf_counter_ns()
-        turn = 0
         while not self.is_blocked:
             if self._skipped_for is not None:
                 step = min(self._skip_bytes, end - position)
@@ -185,11 +184,10 @@ class Transmission:
                 self._object(request, errno)
             if end - position < size:
                 break
-            if turn == _TURN_REQUESTS:
+            if perf_counter_ns() - began_ns > TURN_NANOSECONDS:
                 self._wait()
                 self._loop.call_soon(self._stop_waiting)
                 break
-            turn += 1
             magic, flags, command, cookie, offset, length = header.unpack_from(view, position)
             if magic != self._magic:
                 self._link.abort("not a request")
@@ -440,7 +438,7 @@ class Transmission:
         most = 1 if flags & wire.CMD_FLAG_REQ_ONE else MAX_EXTENTS
         contexts = self.agreement.contexts
         try:
-            found = [context.extents(self._device, offset, length, most) for context in contexts]
+            found = look_up(contexts, self._device, offset, length, most)
         except Exception as error:  # noqa: BLE001 as above
             self._failed(request, error)
             return

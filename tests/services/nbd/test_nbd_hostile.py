@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import resource
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from snapctl.engine.container import Container
 from snapctl.services.nbd import budget, connection
 from tests.cli.harness import start
 from tests.services.nbd import client as nbd
@@ -32,6 +36,24 @@ def undisturbed(served: Served) -> Iterator[None]:
         assert client.read(SIZE - 4, 4) == b"mine"
         client.write(SIZE - 4, b"well")
         assert client.read(SIZE - 4, 4) == b"well"
+
+
+@contextmanager
+def everybody_gets_a_turn(served: Served) -> Iterator[None]:
+    """The server's loop comes round often, whatever the block does; a tenth of this is what is meant."""
+    turns = [time.monotonic()]
+
+    async def count_turns() -> None:
+        while True:
+            await asyncio.sleep(0)
+            turns.append(time.monotonic())
+
+    counting = served.begin(count_turns)
+    try:
+        yield
+    finally:
+        counting.cancel()
+    assert max(later - earlier for earlier, later in pairwise(turns)) < 0.25
 
 
 @pytest.mark.parametrize("phase", ["greeting", "options", "transmission"])
@@ -70,6 +92,27 @@ def test_client_that_takes_no_replies_is_given_few(served: Served):
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 << 10
         client.link.settimeout(nbd.TIMEOUT_SECONDS)
         assert client.receive(16 + SIZE)[16:-4] == b"x" * (SIZE - 4)
+
+
+def test_many_questions_that_take_long_and_have_short_answers_hold_up_nobody(served: Served):
+    def fill(container: Container) -> None:
+        volume = container.create_volume("big", 32 << 20)
+        container.snapshot("big@0")
+        volume.write(0, b"x" * (32 << 20))
+        for number in range(1, 8):
+            container.snapshot(f"big@{number}")
+            volume.write(number << 20, b"y")
+
+    served.change(fill)
+    contexts = ("base:allocation", "qemu:allocation-depth", *(f"qemu:dirty-bitmap:{number}" for number in range(8)))
+    with (
+        served.client("db") as other,
+        served.client("big", form="structured", contexts=contexts) as client,
+        everybody_gets_a_turn(served),
+    ):
+        client.send(struct.pack(">LHHQQL", 0x25609513, 0, nbd.BLOCK_STATUS, 1, 0, 32 << 20) * 256)
+        assert client.chunk().kind == 5
+        assert other.read(4096, 3) == b"new"
 
 
 def test_large_payloads_that_never_arrive_make_room_for_one_that_does(served: Served, monkeypatch: pytest.MonkeyPatch):
