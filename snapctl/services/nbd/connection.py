@@ -13,12 +13,13 @@ import ssl
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from time import perf_counter_ns
 
 from snapctl.services.nbd.budget import Budget
 from snapctl.services.nbd.exports import Exports
 from snapctl.services.nbd.handshake import Agreement, Refused, StartTls, negotiate
 from snapctl.services.nbd.statistics import Statistics
-from snapctl.services.nbd.transmission import Transmission
+from snapctl.services.nbd.transmission import TURN_NANOSECONDS, Transmission
 
 MAX_CONNECTIONS = 1024
 HANDSHAKE_SECONDS = 20.0
@@ -109,6 +110,7 @@ class Connection(asyncio.BufferedProtocol):
         self._steps = negotiate(hub.exports, tls=hub.tls is not None, is_closing=lambda: hub.is_closing)
         self._wanted = 0
         self._left = b""
+        self._rests = False
         self._timer: asyncio.TimerHandle | None = None
         self._upgrade: asyncio.Task[None] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -187,7 +189,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def go_on(self) -> None:
         """Use what was left, then receive more."""
-        if self.transmission is not None and not self._is_lost and not self.transmission.is_blocked:
+        if not self._is_lost and not self._is_blocked:
             left, self._left = self._left, b""
             self._use(memoryview(left))
 
@@ -218,7 +220,12 @@ class Connection(asyncio.BufferedProtocol):
             if len(view) == len(self._hub.view):
                 self.abort("it sends too much before TLS has begun")
             return
-        while self.transmission is None and len(view) >= self._wanted and not self._is_ending:
+        began_ns = perf_counter_ns()
+        while self.transmission is None and len(view) >= self._wanted and not self._is_ending and not self._is_blocked:
+            if perf_counter_ns() - began_ns > TURN_NANOSECONDS:
+                self._rests = True
+                asyncio.get_running_loop().call_soon(self._stop_resting)
+                break
             data, view = bytes(view[: self._wanted]), view[self._wanted :]
             self._negotiate(data, view)
             if self._upgrade is not None:
@@ -235,11 +242,22 @@ class Connection(asyncio.BufferedProtocol):
     def _is_ending(self) -> bool:
         return self._is_lost or self._transport is None or self._transport.is_closing()
 
+    @property
+    def _is_blocked(self) -> bool:
+        """Whether what the client sends has to wait."""
+        if self.transmission is not None:
+            return self.transmission.is_blocked
+        return self.is_congested or self._rests
+
+    def _stop_resting(self) -> None:
+        self._rests = False
+        self.go_on()
+
     def _pace(self) -> None:
-        """Receive while requests can be executed, and only then."""
-        if self._is_ending or self.transmission is None or self._transport is None:
+        """Receive while requests can be executed and options answered, and only then."""
+        if self._is_ending or self._transport is None:
             return
-        if self.transmission.is_blocked:
+        if self._is_blocked:
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()

@@ -26,6 +26,9 @@ MAX_SKIPPED_BYTES = 1 << 20
 MAX_OPTIONS = 4096
 """In one handshake; a client that lists everything about many exports sends several for each."""
 
+MAX_LISTS = 16
+"""NBD_OPT_LIST in one handshake: 16 bytes that make the server name all that it has, and nobody needs more than one."""
+
 
 class StartTls:
     """The type of `START_TLS`."""
@@ -95,6 +98,7 @@ def negotiate(exports: Exports, *, tls: bool, is_closing: Callable[[], bool] = l
     if client_flags & ~flags:
         raise Refused(f"unknown client flags {client_flags:#x}")
     haggling = _Haggling(exports, needs_tls=tls, no_zeroes=bool(client_flags & wire.FLAG_NO_ZEROES))
+    lists = 0
     for _ in range(MAX_OPTIONS):
         magic, option, length = wire.parse_option((yield 16))
         if magic != wire.OPTION_MAGIC:
@@ -115,6 +119,9 @@ def negotiate(exports: Exports, *, tls: bool, is_closing: Callable[[], bool] = l
             agreement, reply = haggling.export_name(data)
             yield reply
             return agreement
+        lists += option == wire.OPT_LIST
+        if lists > MAX_LISTS:
+            raise Refused("too many lists of the exports")
         if is_closing():
             yield wire.option_reply(option, wire.REP_ERR_SHUTDOWN)
             continue

@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snapctl.engine.container import Container
-from snapctl.services.nbd import budget, connection
+from snapctl.services.nbd import budget, connection, handshake
 from tests.cli.harness import start
 from tests.services.nbd import client as nbd
-from tests.services.nbd.client import Client
+from tests.services.nbd.client import Client, query
 from tests.services.nbd.conftest import SIZE
 from tests.services.nbd.serving import Served, serving, until
 
@@ -133,6 +133,30 @@ def test_handshake_that_does_not_go_on_is_ended(container: Path, monkeypatch: py
     with serving(container) as served, served.client() as client:
         assert client.is_closed()
         assert "handshake takes too long" in served.log[0]
+
+
+def test_many_options_at_once_hold_up_nobody_and_are_answered_as_they_are_taken(served: Served):
+    """Each is 26 bytes, and has an answer of 4 KB."""
+    served.change(lambda container: [container.snapshot(f"db@{number}") for number in range(100)])
+    option = struct.pack(">8sLL", b"IHAVEOPT", nbd.LIST_META, 10) + query("db")
+    with undisturbed(served), served.client() as client:
+        assert client.final(nbd.STRUCTURED) == nbd.ACK
+        with everybody_gets_a_turn(served):
+            client.link.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                client.send(option * 20_000)
+            served.client("db").link.close()
+        client.link.settimeout(nbd.TIMEOUT_SECONDS)
+        assert client.option_reply()[1] == nbd.META
+
+
+def test_whoever_lists_the_exports_again_and_again_is_disconnected(served: Served):
+    with undisturbed(served), served.client() as client:
+        for _ in range(handshake.MAX_LISTS):
+            assert client.final(nbd.LIST) == nbd.ACK
+        client.send_option(nbd.LIST)
+        assert client.is_closed()
+    assert "too many lists" in served.log[0]
 
 
 def test_connections_beyond_the_limit_are_closed_and_one_line_says_so(container: Path):
