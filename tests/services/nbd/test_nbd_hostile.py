@@ -41,16 +41,18 @@ def undisturbed(served: Served) -> Iterator[None]:
 @contextmanager
 def everybody_gets_a_turn(served: Served) -> Iterator[None]:
     """The server's loop comes round often, whatever the block does; a tenth of this is what is meant."""
-    turns = [time.monotonic()]
+    turns: list[float] = []
 
     async def count_turns() -> None:
         while True:
-            await asyncio.sleep(0)
             turns.append(time.monotonic())
+            await asyncio.sleep(0)
 
     counting = served.begin(count_turns)
     try:
+        served.wait(lambda: asyncio.sleep(0))
         yield
+        served.wait(lambda: asyncio.sleep(0))
     finally:
         counting.cancel()
     assert max(later - earlier for earlier, later in pairwise(turns)) < 0.25
