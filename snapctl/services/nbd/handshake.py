@@ -178,9 +178,9 @@ class _Haggling:
         try:
             return self._answers[option](option, data)
         except wire.BadOption as bad:
-            return wire.option_reply(option, wire.REP_ERR_INVALID, str(bad).encode())
+            return wire.option_reply(option, wire.REP_ERR_INVALID, wire.text(str(bad)))
         except SnapctlError as error:
-            return wire.option_reply(option, wire.REP_ERR_UNKNOWN, str(error).encode()[: wire.MAX_STRING_BYTES])
+            return wire.option_reply(option, wire.REP_ERR_UNKNOWN, wire.text(str(error)))
 
     def export_name(self, data: bytes) -> tuple[Agreement, bytes]:
         """Answer NBD_OPT_EXPORT_NAME, which knows no errors.

@@ -86,8 +86,7 @@ class Structured:
 
     def error(self, cookie: int, at: int, errno: int, message: str, offset: int | None = None) -> bytes:
         """See `Form`."""
-        text = message.encode(errors="replace")[:_MAX_MESSAGE_BYTES].decode(errors="ignore").encode()
-        fields = {"error": errno, "message": text, "offset": offset}
+        fields = {"error": errno, "message": wire.text(message, _MAX_MESSAGE_BYTES), "offset": offset}
         if offset is None:
             kind, body = wire.REPLY_TYPE_ERROR, wire.ErrorChunk.build(fields)
         else:

@@ -277,6 +277,11 @@ def parse_context_query(data: bytes) -> tuple[str, list[str]]:
     return parse_string(request.name), [parse_string(query) for query in request.queries]
 
 
+def text(message: str, most_bytes: int = MAX_STRING_BYTES) -> bytes:
+    """Encode a sentence for people; one that is too long loses its end, and no character is cut in two."""
+    return message.encode(errors="replace")[:most_bytes].decode(errors="ignore").encode()
+
+
 def option_reply(option: int, kind: int, data: bytes = b"") -> bytes:
     """Build a reply to an option."""
     built: bytes = OptionReply.build({"option": option, "kind": kind, "data": data})

@@ -141,6 +141,15 @@ def test_exports_can_be_limited(container: Path):
         assert client.final(nbd.GO, info_request("db@mon")) == nbd.ACK
 
 
+@pytest.mark.parametrize("name", ["x" * 3 + "é" * 2046, "x" * 2 + "é" * 2047])
+def test_sentence_about_a_long_name_is_cut_between_characters(name: str, served: Served):
+    with served.client() as client:
+        ((kind, sentence),) = client.option(nbd.OPT_INFO, info_request(name))
+        assert kind == nbd.UNKNOWN
+        assert 4000 < len(sentence) <= 4096
+        assert sentence.decode().startswith("no export xx")
+
+
 @pytest.mark.parametrize("option", [nbd.OPT_INFO, nbd.GO])
 @pytest.mark.parametrize("name", ["nope", "db@nope", "/", "db/x", "x" * 4096])
 def test_unknown_export_is_an_error_after_which_others_work(name: str, option: int, served: Served):
