@@ -136,8 +136,9 @@ def _fields(document: Document) -> list[tuple[str, str]]:
         return [*fields, ("server", "none")]
     fields += [("server", f"pid {server['pid']}"), ("up", _duration(server["uptime_seconds"]))]
     fields += [("address", address) for address in server.get("addresses", ())]
+    if "dirty_bytes" in server:
+        fields.append(("dirty", f"{format_size(server['dirty_bytes'])} of {format_size(server['most_dirty_bytes'])}"))
     for name, label, write in (
-        ("dirty_bytes", "dirty", format_size),
         ("commits", "commits", str),
         ("last_commit_nanoseconds", "last commit", _latency),
     ):
@@ -148,16 +149,12 @@ def _fields(document: Document) -> list[tuple[str, str]]:
 
 def _clients(document: Document, before: Document | None) -> output.Table:
     """List the clients: with what they did since the start, or in a second between two states."""
-    known = {} if before is None else {_key(client): client["operations"] for client in before["clients"]}
+    known = {} if before is None else {client["id"]: client["operations"] for client in before["clients"]}
     seconds = 1.0
     if before is not None:
         seconds = max(0.001, document["server"]["uptime_seconds"] - before["server"]["uptime_seconds"])
-    rows = [_row(client, known.get(_key(client), {}), seconds) for client in document["clients"]]
+    rows = [_row(client, known.get(client["id"], {}), seconds) for client in document["clients"]]
     return output.Table(_HEADINGS if before is None else _HEADINGS_OF_RATES, rows, _NUMERIC)
-
-
-def _key(client: Document) -> tuple[str, str]:
-    return client["description"], client["export"]
 
 
 def _row(client: Document, before: Document, seconds: float) -> list[str]:

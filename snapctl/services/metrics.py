@@ -86,9 +86,9 @@ def take(live: LiveContainer, server: Server, uptime_seconds: float) -> Status:
         "used_bytes": usage.used_bytes,
         "free_bytes": usage.free_bytes,
         "reserve_bytes": usage.reserve_bytes,
-        "dirty_bytes": int(told["dirty_bytes"]),
-        "commits": int(told["commits"]),
-        "commit_nanoseconds": int(told["commit_seconds"] * 1e9),
+        "dirty_bytes": told["dirty_bytes"],
+        "commits": told["commits"],
+        "commit_nanoseconds": told["commit_nanoseconds"],
         "exports": [
             {
                 "name": node.name,

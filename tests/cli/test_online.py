@@ -14,7 +14,12 @@ from pathlib import Path
 import pytest
 
 from snapctl import Container
+from snapctl.cli import status
 from snapctl.services.check import check_container
+from snapctl.services.control.status import describe
+from snapctl.services.live.container import LiveContainer
+from snapctl.services.nbd import wire
+from snapctl.services.nbd.statistics import Statistics
 from tests.cli.harness import Terminal, command_line, finish, on_terminal, run, snapctl, start, wait_until_open
 from tests.support.servers import User, served, served_by_process
 
@@ -280,6 +285,18 @@ def test_nearly_full_container_that_is_served_gets_its_warning(tmp_path: Path):
         assert "% full" in result.err
 
 
+class Counted(User):
+    """A client whose requests are counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statistics = Statistics()
+
+    def read(self, requests: int) -> None:
+        for _ in range(requests):
+            self.statistics.of(wire.CMD_READ).add(4096, 1000)
+
+
 class TestStatus:
     def test_container_that_is_not_served(self, lab: Path):
         document = run("status", lab, "--json").json
@@ -296,6 +313,8 @@ class TestStatus:
             assert {client["description"] for client in document["clients"]} == {User.description}
             lines = run("status", lab).lines
             assert ["clients", "2"] in [line.split() for line in lines]
+            assert ["dirty", "0", "of", "64M"] in [line.split() for line in lines]
+            assert "last commit" in "\n".join(lines)
             assert sum(line.startswith(User.description) for line in lines) == 2
 
     def test_it_fits_a_terminal_and_is_drawn_again_until_a_key_ends_it(self, lab: Path):
@@ -309,6 +328,18 @@ class TestStatus:
             terminal.type("\x03")
             code, seen = terminal.close()
             assert code == 0
+
+    def test_clients_of_one_description_are_told_apart(self, lab: Path):
+        with Container.open(str(lab)) as container:
+            live, clients = LiveContainer(container), [Counted(), Counted()]
+            for client, requests in zip(clients, (1000, 50), strict=True):
+                live.use(live.device("db"), client)
+                client.read(requests)
+            before = describe(live, time.monotonic() - 1, {})
+            for client in clients:
+                client.read(10)
+            table = status._clients(describe(live, time.monotonic() - 2, {}), before)
+        assert [row[2] for row in table.rows] == ["10", "10"]
 
     def test_watch_through_a_pipe_goes_on_until_the_server_ends(self, lab: Path):
         with served(lab, db=User()):

@@ -9,9 +9,11 @@ from typing import Any
 
 from snapctl.engine.container import Container
 from snapctl.services import operations
-from snapctl.services.control import protocol
+from snapctl.services.control import protocol, status
 from snapctl.services.control.methods import Methods
 from snapctl.services.live.container import LiveContainer
+from snapctl.services.nbd import wire
+from snapctl.services.nbd.statistics import Statistics
 from snapctl.services.operations import Parameter
 from tests.docs.markdown import section, table, text_of, unquoted
 
@@ -69,6 +71,39 @@ def test_what_operations_say_that_they_return_is_what_they_return(tmp_path: Path
                 key: {"int": int, "str": str, "list[str]": list}[kind]
                 for key, kind in operations.METHODS[name].result.items()
             }
+
+
+class _Reader:
+    """A client that has read once."""
+
+    description = "a client of the test"
+
+    def __init__(self) -> None:
+        self.statistics = Statistics()
+        self.statistics.of(wire.CMD_READ).add(4096, 1000)
+
+    def disconnect(self, reason: str) -> None:
+        """Not asked to."""
+
+
+def test_everything_that_status_tells_is_documented_and_nothing_else(tmp_path: Path):
+    with Container.create(str(tmp_path / "lab.snap")) as container:
+        container.create_volume("db", 1 << 20)
+        live = LiveContainer(container)
+        live.use(live.device("db"), _Reader())
+        told = status.describe(live, 0.0, {"addresses": []})
+    (client,) = told["clients"]
+    (operation,) = client["operations"].values()
+    stated = {
+        names[0]: set(names[1:])
+        for paragraph in section(DOCUMENT, "Status").split("\n\n")
+        if (names := re.findall(r"`(\w+)`", paragraph))
+    }
+    assert stated == {
+        "container": told["container"].keys(),
+        "server": told["server"].keys(),
+        "clients": client.keys() | operation.keys(),
+    }
 
 
 def test_codes_of_errors_are_documented():

@@ -66,9 +66,10 @@ def _clients(live: LiveContainer) -> Iterable[dict[str, Any]]:
     there = set(live.container.node_ids)
     for node_id, users in live.users.items():
         name = live.container.by_id(node_id).name if node_id in there else "(deleted)"
-        for user in users:
+        for user, number in users.items():
             counts = user.statistics if isinstance(user, _Counted) else None
             yield {
+                "id": number,
                 "description": user.description,
                 "export": name,
                 "in_flight": counts.in_flight if counts else 0,

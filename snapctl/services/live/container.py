@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from itertools import count
 from typing import Protocol, Self, TypeVar
 
 from snapctl.engine.container import Container
@@ -39,7 +40,7 @@ class LiveContainer:
     Attributes:
         container: the engine's; to be changed through `change` alone.
         cache: what was acknowledged and is not durable yet.
-        users: who has a device open, by node id.
+        users: who has a device open, by node id, with the number of each: no two that ever were have the same.
     """
 
     def __init__(
@@ -58,7 +59,8 @@ class LiveContainer:
         """
         self.container = container
         self.cache = Cache(container, most_dirty_bytes, most_dirty_seconds)
-        self.users: dict[int, set[User]] = {}
+        self.users: dict[int, dict[User, int]] = {}
+        self._numbers = count(1)
 
     @classmethod
     async def open(cls, path: str, *, writable: bool = True, wait_seconds: float = 5.0) -> Self:
@@ -113,24 +115,24 @@ class LiveContainer:
 
     def use(self, device: Device, user: User) -> None:
         """Enter a user of a device; until `release` the data stays under it unless somebody insists."""
-        self.users.setdefault(device.node.id, set()).add(user)
+        self.users.setdefault(device.node.id, {})[user] = next(self._numbers)
 
     def release(self, device: Device, user: User) -> None:
         """Strike a user of a device."""
-        users = self.users.get(device.node.id, set())
-        users.discard(user)
+        users = self.users.get(device.node.id, {})
+        users.pop(user, None)
         if not users:
             self.users.pop(device.node.id, None)
 
-    def status(self) -> dict[str, int | float]:
+    def status(self) -> dict[str, int]:
         """What the cache holds and how its commits went, as docs/control.md has it."""
         cache = self.cache
         return {
             "dirty_bytes": cache.dirty_bytes,
             "most_dirty_bytes": cache.most_bytes,
             "commits": cache.commits,
-            "commit_seconds": round(cache.commit_seconds, 6),
-            "last_commit_seconds": round(cache.last_commit_seconds, 6),
+            "commit_nanoseconds": round(cache.commit_seconds * 1e9),
+            "last_commit_nanoseconds": round(cache.last_commit_seconds * 1e9),
         }
 
     async def until_room(self) -> None:
