@@ -170,6 +170,7 @@ class Connection:
         try:
             while self._unsent:
                 del self._unsent[: self._socket.send(self._unsent)]
+            self._room.set()
         except BlockingIOError:
             self._room.clear()
             self._loop.add_writer(self._socket.fileno(), self._on_writable)
@@ -178,7 +179,6 @@ class Connection:
 
     def _on_writable(self) -> None:
         self._loop.remove_writer(self._socket.fileno())
-        self._room.set()
         self._flush()
 
     def _lose(self) -> None:

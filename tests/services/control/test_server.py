@@ -23,6 +23,7 @@ from snapctl.errors import Locked, NameTaken, SnapctlError
 from snapctl.services.control import server
 from snapctl.services.control.address import socket_path
 from snapctl.services.control.client import connect, container_uuids
+from snapctl.services.control.connection import Connection
 from snapctl.services.control.protocol import LONGEST_REQUEST, as_error, error_object
 from snapctl.services.control.server import ControlServer
 from snapctl.services.live.container import LiveContainer
@@ -445,3 +446,26 @@ def test_copy_in_the_place_of_a_served_container_is_not_taken_for_it(tmp_path: P
         shutil.copy(path, tmp_path / "backup")
         os.replace(tmp_path / "backup", path)
         assert connect(str(path), 1) is None
+
+
+def test_drained_means_that_nothing_is_left_unsent():
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.setblocking(False)
+            link = Connection(ours)
+            try:
+                link.send({"text": "x" * (4 << 20)})
+                draining = asyncio.create_task(link.drained())
+                received = 0
+                while not draining.done():
+                    with suppress(BlockingIOError):
+                        received += len(theirs.recv(1 << 16))
+                    await asyncio.sleep(0)
+                assert not link._unsent
+                while received < 4 << 20:
+                    received += len(theirs.recv(1 << 16))
+            finally:
+                await link.release()
+
+    asyncio.run(asyncio.wait_for(scenario(), _TIMEOUT_SECONDS))
