@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -469,3 +470,23 @@ def test_damage_under_a_server_that_lives_is_damage(lab: Path):
         assert snapctl("check", lab).code == 4
         listed = snapctl("list", lab)
         assert (listed.code, "checksum" in listed.err) == (4, True), listed
+
+
+def test_view_that_cannot_be_made_leaves_no_descriptor(lab: Path):
+    async def scenario() -> None:
+        live = await LiveContainer.open(str(lab))
+        try:
+            before = len(os.listdir("/proc/self/fd"))
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+            try:
+                with pytest.raises(IoFailure, match="copy of the superblocks"):
+                    async with live.view():
+                        pass
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            assert len(os.listdir("/proc/self/fd")) == before
+        finally:
+            await live.close()
+
+    asyncio.run(scenario())

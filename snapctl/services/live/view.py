@@ -73,7 +73,11 @@ def _file_of(data: bytes) -> int:
         else:
             with tempfile.TemporaryFile() as file:
                 fd = os.dup(file.fileno())
+        try:
+            os.write(fd, data)
+        except BaseException:
+            os.close(fd)
+            raise
     except OSError as error:
         raise IoFailure(f"cannot make a copy of the superblocks: {error.strerror}") from error
-    os.write(fd, data)
     return fd
