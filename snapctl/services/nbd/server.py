@@ -81,9 +81,16 @@ class Server:
         return found
 
     def statistics(self) -> dict[int, Statistics]:
-        """Return what has been asked of each export since the start, by its node id, in no order."""
+        """Return what has been asked of each export since the start, by its node id, in no order.
+
+        What clients asked of nodes that have been deleted is forgotten.
+        """
         found: dict[int, Statistics] = {}
-        for node_id, total in self._hub.totals.items():
+        there = set(self.exports.live.container.node_ids)
+        for node_id, total in list(self._hub.totals.items()):
+            if node_id not in there:
+                del self._hub.totals[node_id]
+                continue
             found.setdefault(node_id, Statistics()).merge(total)
         for connection in self._hub.connections:
             if (transmission := connection.transmission) is not None:

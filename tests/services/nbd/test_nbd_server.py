@@ -120,6 +120,17 @@ def test_statistics_count_requests_bytes_and_errors_beyond_the_connection(served
     assert total.in_flight == 0
 
 
+def test_statistics_of_deleted_exports_are_forgotten(served: Served):
+    with served.client("db@mon") as client:
+        client.read(0, 1)
+        client.send_request(nbd.DISC)
+        assert client.is_closed()
+    assert len(served.call(served.server.statistics)) == 1
+    served.change(lambda container: container.delete("db@mon"))
+    assert served.call(served.server.statistics) == {}
+    assert served.call(lambda: served.server._hub.totals) == {}
+
+
 @pytest.mark.parametrize("form", nbd.FORMS)
 def test_damaged_data_is_an_error_that_says_where(form: str, container: Path):
     backend = FileBackend.open(str(container), writable=True)
