@@ -22,7 +22,7 @@ from snapctl import Container, errors
 from snapctl.services.live.container import LiveContainer
 from snapctl.services.mount.binding import error_number
 from snapctl.services.mount.directory import Mount
-from snapctl.services.mount.files import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
+from snapctl.services.mount.files import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, Files
 from tests.cli.harness import run
 from tests.support.images import noise
 from tests.support.mounts import TIMEOUT_SECONDS, Mounted, mounted, require_fuse, tool
@@ -394,3 +394,26 @@ def data_after(file: int, offset: int) -> int:
         if error.errno != errno.ENXIO:
             raise
         return SIZE
+
+
+def test_search_for_data_in_a_large_file_lets_others_have_their_turn(lab: Path):
+    async def scenario() -> None:
+        live = await LiveContainer.open(str(lab))
+        try:
+            await live.change(lambda container: container.create_volume("huge", 64 << 30))
+            files = Files(live)
+            handle = files.open("huge", os.O_RDWR, "the test")
+            last = (64 << 30) - 4096
+            assert files.write(handle, last, b"x") == 1
+            search = asyncio.create_task(files.seek(handle, 0, os.SEEK_DATA))
+            turns = 0
+            while not search.done():
+                await asyncio.sleep(0)
+                turns += 1
+            assert search.result() == last
+            assert turns > 60
+            files.release_all()
+        finally:
+            await live.close()
+
+    asyncio.run(scenario())

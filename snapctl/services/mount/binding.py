@@ -243,7 +243,7 @@ class Operations:
 
     def lseek(self, offset: int, whence: int, handle: int) -> int:
         """Find data or a hole."""
-        return self._call(self._files.seek, handle, offset, whence)
+        return self._run(self._files.seek, handle, offset, whence)
 
     def fsync(self, _path: str, _data_only: int, handle: int) -> int:
         """Make everything durable."""

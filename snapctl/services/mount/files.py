@@ -7,6 +7,7 @@ expects, or an error of the engine, which `binding` turns into one.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
@@ -30,6 +31,9 @@ ZERO_RANGE = 0x10
 DIRECTORY_INODE = 1
 
 _SECTOR_BYTES = 512
+
+_WINDOW_BYTES = 1 << 30
+"""How much of a file a search for data or holes looks at in one turn."""
 
 
 def refusal(number: int) -> OSError:
@@ -238,17 +242,24 @@ class Files:
         if length != device.size_bytes:
             raise refusal(errno.EPERM)
 
-    def seek(self, handle: int, offset: int, whence: int) -> int:
-        """Find the next data or the next hole from `offset`, as lseek(2) does; raises as `Device.extents`."""
-        device = self._file(handle).device
-        size = device.size_bytes
+    async def seek(self, handle: int, offset: int, whence: int) -> int:
+        """Find the next data or the next hole from `offset`, as lseek(2) does; raises as `Device.extents`.
+
+        Others get their turn while it looks; what they change behind it is as if they had done so afterwards.
+        """
         if whence not in {os.SEEK_DATA, os.SEEK_HOLE}:
             raise refusal(errno.EINVAL)
+        size = self._file(handle).device.size_bytes
         if not 0 <= offset < size:
             raise refusal(errno.ENXIO)
-        for extent in device.extents(offset, size - offset):
-            if extent.is_zero == (whence == os.SEEK_HOLE):
-                return extent.offset_bytes
+        while offset < size:
+            window = min(_WINDOW_BYTES, size - offset)
+            for extent in self._file(handle).device.extents(offset, window):
+                if extent.is_zero == (whence == os.SEEK_HOLE):
+                    return extent.offset_bytes
+            offset += window
+            await asyncio.sleep(0)
+            size = self._file(handle).device.size_bytes
         if whence == os.SEEK_DATA:
             raise refusal(errno.ENXIO)
         return size
