@@ -105,9 +105,15 @@ class Client:
                     self._send(encode(finish), [])
         except OSError as error:
             raise self._lost() from error
-        if "error" in answer:
-            raise as_error(answer["error"])
-        result: dict[str, Any] = answer["result"]
+        try:
+            refusal = as_error(answer["error"]) if "error" in answer else None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._nonsense() from error
+        if refusal is not None:
+            raise refusal
+        result = answer.get("result")
+        if not isinstance(result, dict):
+            raise self._nonsense()
         return result
 
     def is_hung_up(self, wait_seconds: float) -> bool:
@@ -144,6 +150,9 @@ class Client:
         if not isinstance(answer, dict):
             raise self._lost()
         return answer
+
+    def _nonsense(self) -> SnapctlError:
+        return IoFailure(f"the server of {self._path} (pid {self.pid}) gave an answer that makes no sense")
 
     def _lost(self) -> SnapctlError:
         return IoFailure(

@@ -51,7 +51,8 @@ def as_error(described: dict[str, Any]) -> SnapctlError:
     error = SnapctlError.__new__(kind or SnapctlError)
     error.args = (str(described.get("message")),)
     for name, value in (data.get("fields") or {}).items():
-        setattr(error, name, tuple(value) if isinstance(value, list) else value)
+        if not name.startswith("_"):
+            setattr(error, name, tuple(value) if isinstance(value, list) else value)
     if kind is None and isinstance(data.get("exit_code"), int):
         error.exit_code = data["exit_code"]
     return error

@@ -91,14 +91,6 @@ class Cache:
             found.append(self._aside[node])
         return found
 
-    def snapshot_of(self, node: Node, short_name: str) -> Node:
-        """The RO snapshot of that name of a volume, or of the volume that a snapshot is one of.
-
-        Raises:
-            NodeNotFound: there is none.
-        """
-        return self._container.node(f"{node.name.partition('@')[0]}@{short_name}")
-
     def admit(self, node: Node, start: int, stop: int, data_blocks: int) -> Overlay | None:
         """Find room, in memory and in the container, for a change of blocks.
 

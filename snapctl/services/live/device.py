@@ -138,14 +138,6 @@ class Device:
             else:
                 yield end - begin, int(content is Content.DATA)
 
-    def snapshot(self, short_name: str) -> Node:
-        """The RO snapshot of that name, without the ``@``, of the same volume.
-
-        Raises:
-            NodeNotFound: there is none.
-        """
-        return self._cache.snapshot_of(self.node, short_name)
-
     def changes(self, since: Node, offset: int, length: int) -> Iterator[tuple[int, bool]]:
         """Tell what may have changed since a snapshot, as `engine.changes.changes` does; neighbours may be alike.
 

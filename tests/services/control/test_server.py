@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -469,3 +470,33 @@ def test_drained_means_that_nothing_is_left_unsent():
                 await link.release()
 
     asyncio.run(asyncio.wait_for(scenario(), _TIMEOUT_SECONDS))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"result": None},
+        {"result": {"version": 1, "uuid": [], "pid": 1}},
+        {"result": {"version": 1, "uuid": "x", "pid": "x", "device": 1, "inode": 1}},
+        {"error": 7},
+        {"error": {"data": {"type": "__class__", "fields": 5}}},
+        {"error": {"message": "m", "data": {"type": "Locked", "fields": {"__class__": 1}}}},
+    ],
+    ids=json.dumps,
+)
+def test_answer_that_makes_no_sense_is_an_error_of_ours(answer: dict[str, object], tmp_path: Path):
+    path = make(tmp_path / "lab.snap")
+
+    def serve(listener: socket.socket) -> None:
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.recv(999)
+            accepted.sendall(json.dumps({"id": 1, **answer}).encode() + b"\n")
+
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
+        listener.bind(socket_path(str(path)))
+        listener.listen()
+        served_once = pool.submit(serve, listener)
+        with suppress(SnapctlError):
+            assert connect(str(path), 5) is None
+        served_once.result(_TIMEOUT_SECONDS)
