@@ -36,7 +36,7 @@ MAX_EXTENTS = 4096
 
 _FIRST_WINDOW_BYTES = 4 << 20
 _LAST_WINDOW_BYTES = 1 << 30
-_LOOK_AHEAD_SECONDS = 0.005
+_LOOK_AHEAD_SECONDS = 0.02
 """A reply covers what can be found in about this time, for all its contexts together, which holds for an export of any
 size and shape: the document lets a server answer with less than was asked for, and clients then ask again from there
 on."""
