@@ -88,7 +88,7 @@ def serve(
 
     Every volume and snapshot is an export of its own name (db, db@mon); snapshots are read-only. Prints a connection
     string for each when it is ready. SIGTERM and SIGINT end it: requests in flight are answered, and everything is
-    made durable; a second signal ends it at once.
+    made durable; another signal, a second later or more, ends it at once.
 
     \b
     Example:

@@ -79,11 +79,6 @@ class Session:
         return self._store.writable
 
     @property
-    def is_broken(self) -> bool:
-        """Whether an operation failed midway, so that the open transaction can only be aborted."""
-        return self._is_broken
-
-    @property
     def pages(self) -> PageFile:
         """Its pages."""
         return self._store.pages

@@ -252,6 +252,7 @@ class Cache:
         except Exception as error:  # noqa: BLE001 whoever waits is told, whatever it is
             if not (isinstance(error, NoSpace | Corruption) and operation is not None and operation.gives_room):
                 return self._failed(batch, error)
+            self._applying = None
             try:
                 self._abort()
                 await self._commit([], operation)
@@ -330,8 +331,9 @@ class Cache:
             self._failure = fatal
             self._tell_all(error)
             return False
-        if isinstance(error, Corruption) and self._applying is not None:
-            self._set_aside(self._applying, error)
+        node, self._applying = self._applying, None
+        if isinstance(error, Corruption) and node is not None:
+            self._set_aside(node, error)
             for generation in batch:
                 generation.fail_flushes(error)
             return True  # the others' writes can do without
