@@ -217,7 +217,7 @@ class Node:
                 writing.write(self, offset, view)
 
     def write_blocks(self, blocks: Mapping[int, Buffer]) -> None:
-        """Write whole blocks by number, for which the caller knows that there is room; raises as `write`.
+        """Write whole blocks by number, all under one leaf, for which the caller has room; raises as `write`.
 
         Of a last block that the size cuts, what lies beyond must be zeros.
         """

@@ -7,7 +7,6 @@ goes to the file a leaf of blocks at a time, in as few calls as its pages allow.
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from snapctl.engine import reading
@@ -172,16 +171,15 @@ def _trim_blocks(node: Node, start: int, stop: int) -> None:
 
 
 def write_blocks(node: Node, blocks: Mapping[int, Buffer]) -> None:
-    """Write whole blocks by number, wherever they are: neighbours in the tables become neighbours on disk.
+    """Write whole blocks by number, all under one leaf: neighbours in the leaf become neighbours on disk.
 
     Raises:
         NoSpace, Corruption, IoFailure: as `write`.
     """
-    fanout = node.container.geometry.fanout
-    for leaf_no, numbers in groupby(sorted(blocks), lambda block_no: block_no // fanout):
-        node.container.relieve(may_write=True)
-        entries = list(numbers)
-        _write_leaf(node, leaf_no * fanout, [n % fanout for n in entries], [blocks[n] for n in entries])
+    node.container.relieve(may_write=True)
+    numbers = sorted(blocks)
+    start = numbers[0] - numbers[0] % node.container.geometry.fanout
+    _write_leaf(node, start, [number - start for number in numbers], [blocks[number] for number in numbers])
 
 
 def _write_run(node: Node, start: int, data: memoryview) -> None:

@@ -37,11 +37,6 @@ class Overlay:
         self.blocks: dict[int, Buffer] = {}
         self.zeros: list[tuple[int, int]] = []
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether it has nothing at all."""
-        return not self.blocks and not self.zeros
-
     def zero(self, start: int, stop: int) -> None:
         """Let blocks read as zeros."""
         for block_no in self._written(start, stop):

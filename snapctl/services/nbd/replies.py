@@ -63,11 +63,11 @@ class Simple:
         return wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, 0, cookie)
 
     def hole(self, cookie: int, at: int, offset: int, length: int, *, is_last: bool) -> bytes:
-        """See `Form`."""
+        """Cannot be told in this form, and is never asked of it."""
         raise NotImplementedError
 
     def status(self, cookie: int, at: int, context: int, extents: list[tuple[int, int]], *, is_last: bool) -> bytes:
-        """See `Form`."""
+        """Cannot be told in this form, whose clients have no contexts."""
         raise NotImplementedError
 
 
