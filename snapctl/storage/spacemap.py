@@ -164,6 +164,11 @@ class SpaceMap:
         return retired
 
     @property
+    def fresh_units(self) -> int:
+        """Units that the open transaction has taken."""
+        return self.used - self._committed.pages_used + self._freed_units
+
+    @property
     def reserve(self) -> int:
         """Units of the capacity that are kept for the tables of transactions which give room back."""
         return self._reserve

@@ -1,11 +1,13 @@
-"""The write-back cache of a live container: generations, how they are read, and how they become durable.
+"""The write-back cache of a live container: how what was acknowledged reaches the tables, and becomes durable.
 
-One generation is open and takes writes. A round seals it, applies it to the tables in address order, does the
-operation that follows it, and commits; meanwhile writes enter the next one, and reads see all. The loop waits for
-nothing but the disk, and that on a thread of its own: a commit in flight stops no read, and a flush that comes too
-late for it joins the next.
+Writes gather in the open generation. A round seals it and applies it to the tables, in address order and with pages of
+its own; meanwhile writes enter the next one, and reads see all. Applied data needs no memory any more. It lies in the
+open transaction, which is committed when somebody waits for that (a flush, a change of the tree of nodes), when it is
+old or when it is large. The loop waits for nothing but the disk, and that on a thread of its own: a commit in flight
+stops no read, and a flush that comes too late for it joins the next.
 
-What cannot be made durable for lack of room stays, and is tried again with the next flush.
+So the open transaction is never given up while acknowledged data is in it: a change, which may fail halfway and has to
+be taken back then, gets a transaction of its own. What finds no room stays, and is tried again with the next flush.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,12 +39,15 @@ _SLICE_SECONDS = 0.002
 _ZEROED_LEAVES = 64
 """Leaves beneath which blocks are zeroed between two slices."""
 
+_MOST_UNCOMMITTED_BYTES = 1 << 30
+"""Fresh pages in the open transaction before it is committed; what is written again in place counts once."""
+
 
 class Cache:
     """What was acknowledged and is not durable yet.
 
     Attributes:
-        most_bytes: acknowledged data to hold.
+        most_bytes: acknowledged data to hold in memory.
         commits: how many were made.
         commit_seconds: how long they took, from the seal to the end.
         last_commit_seconds: how long the last one took.
@@ -53,25 +59,26 @@ class Cache:
         Args:
             container: open, between two transactions.
             most_bytes: acknowledged data to hold; a round begins at half of it.
-            most_seconds: how old it may become before a round begins by itself.
+            most_seconds: how old it may become before it is made durable without being asked.
         """
         self._container = container
         self.most_bytes = most_bytes
         self._most_seconds = most_seconds
         self._room = Room(container)
         self._open = Generation()
-        self._sealed: deque[Generation] = deque()
+        self._sealed: deque[Generation] = deque()  # the oldest is being applied, or next
+        self._applied: list[Generation] = []  # in the open transaction
         self._held_bytes = 0
         self._disk = ThreadPoolExecutor(1, "commit")
         self._rounds: asyncio.Task[None] | None = None
         self._wants_round = False
+        self._wants_commit = False
         self._room_waiters: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._failure: Exception | None = None  # after which nothing more can be done
         self._stuck: Exception | None = None  # because of which the last round did not succeed
         self._spoiled: dict[Node, Corruption] = {}  # volumes whose tables cannot take what was acknowledged
         self._aside: dict[Node, Overlay] = {}  # which is kept here, to be read
-        self._applying: Node | None = None
         self._slice_ends = 0.0
         self.commits = 0
         self.commit_seconds = 0.0
@@ -79,8 +86,13 @@ class Cache:
 
     @property
     def dirty_bytes(self) -> int:
-        """Memory that holds what is not durable."""
+        """Memory that holds what has not reached the tables."""
         return self._held_bytes
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        """Pages of the open transaction, which a crash takes back."""
+        return self._container.space.fresh_units * self._container.geometry.unit
 
     def overlays(self, node: Node) -> list[Overlay]:
         """What has not reached a node's tables for certain, newest first."""
@@ -107,21 +119,12 @@ class Cache:
             NoSpace: the container has no room, and no round will change that.
             SnapctlError: as `Room.promise`.
         """
-        if self._failure is not None:
-            raise self._failure
-        if node in self._spoiled:
-            raise self._spoiled[node]
         held = max(1, data_blocks) * self._container.block_size
+        self._check_takes(node)
         if self._held_bytes and self._held_bytes + held > self.most_bytes:
             self._wait()
             return None
-        try:
-            has_heir = bool(self._sealed) or node.newest_snapshot is not None
-            self._room.promise(self._open, node, start, stop, data_blocks=data_blocks, has_heir=has_heir)
-        except NoSpace:
-            if not self._is_dirty:
-                raise
-            self._wait()
+        if not self._promise(self._open, node, start, stop, data_blocks):
             return None
         overlay = self._open.overlays.get(node)
         if overlay is None:
@@ -133,16 +136,64 @@ class Cache:
             self._want_round()
         return overlay
 
-    def _wait(self) -> None:
+    def write_through(self, node: Node, start: int, data: memoryview) -> bool:
+        """Write whole blocks to the open transaction at once, if nothing older is on its way there.
+
+        Returns:
+            False if they have to go through memory, or wait.
+
+        Raises:
+            SnapctlError: as `admit` and `Node.write`; nothing was written.
+        """
+        if self._rounds is not None or self._sealed:
+            return False
+        self._check_takes(node)
+        size = self._container.block_size
+        stop = start + len(data) // size
+        direct = Generation()
+        if not self._promise(direct, node, start, stop, stop - start):
+            return False
+        try:
+            node.write(start * size, data)
+        except NoSpace:
+            self._room.release(direct)
+            return False
+        self._room.applied(direct)
+        self._applied = self._applied or [direct]
+        if node in self._open.overlays:
+            self._open.overlays[node].forget(start, stop)
+        self._start_timer()
+        self._bound_transaction()
+        return True
+
+    def _check_takes(self, node: Node) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if node in self._spoiled:
+            raise self._spoiled[node]
+
+    def _promise(self, generation: Generation, node: Node, start: int, stop: int, data_blocks: int) -> bool:
+        """Promise room; False if there may be some after a commit, which is on its way."""
+        try:
+            has_heir = node.newest_snapshot is not None or any(sealed.operation for sealed in self._sealed)
+            self._room.promise(generation, node, start, stop, data_blocks=data_blocks, has_heir=has_heir)
+        except NoSpace:
+            if not self._is_dirty:
+                raise
+            self._wait(commits=True)
+            return False
+        return True
+
+    def _wait(self, *, commits: bool = False) -> None:
         """Begin a round, for somebody who needs room; raises what kept the last one from making any."""
         if self._stuck is not None:
             raise self._stuck
-        self._want_round()
+        self._want_round(commits=commits)
 
     async def until_room(self) -> None:
         """Return after the next round, or at once if the cache is empty."""
         if self._is_dirty and self._failure is None:
-            self._want_round()
+            self._want_round(commits=not self._held_bytes)
             waiter = asyncio.get_running_loop().create_future()
             self._room_waiters.append(waiter)
             await waiter
@@ -155,9 +206,11 @@ class Cache:
             generation = self._open
         elif self._sealed:
             generation = self._sealed[-1]
+        elif self._applied:
+            generation = self._applied[-1]
         else:
             return
-        self._want_round()
+        self._want_round(commits=True)
         await generation.until_durable()
 
     async def do(self, operation: Operation[T]) -> T:
@@ -171,7 +224,7 @@ class Cache:
 
     def look_for_room(self) -> None:
         """Take note that room may have come free otherwise than by a round."""
-        if not self._sealed:  # else a round is under way or to come, which looks when it is done
+        if self._rounds is None:  # else it looks when it is done
             self._room.look_again()
 
     async def close(self) -> None:
@@ -189,39 +242,47 @@ class Cache:
 
     @property
     def _is_dirty(self) -> bool:
-        return self._open.is_dirty or bool(self._sealed)
+        return self._open.is_dirty or bool(self._sealed or self._applied)
 
     def _seal(self) -> None:
         self._sealed.append(self._open)
         self._open = Generation()
-        self._stop_timer()
 
     def _start_timer(self) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._most_seconds, self._want_round)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._most_seconds, lambda: self._want_round(commits=True))
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _want_round(self) -> None:
-        """Have a round soon, or another one after that in flight."""
-        self._stop_timer()
+    def _bound_transaction(self) -> None:
+        if self.uncommitted_bytes > _MOST_UNCOMMITTED_BYTES:
+            self._want_round(commits=True)
+
+    def _want_round(self, *, commits: bool = False) -> None:
+        """Have a round soon, or another one after that in flight; one that `commits` makes all durable."""
         self._wants_round = True
+        if commits:
+            self._wants_commit = True
+            self._stop_timer()
         if self._rounds is None:
             self._rounds = asyncio.get_running_loop().create_task(self._run(), name="commits")
 
     async def _run(self) -> None:
         try:
-            while self._wants_round:
+            while self._wants_round and self._failure is None:
                 self._wants_round = False
+                commits, self._wants_commit = self._wants_commit, False
                 if self._open.overlays:
                     self._seal()
-                goes_on = True
-                while goes_on:
-                    goes_on = bool(self._sealed) and self._failure is None and await self._round()
-                    self._tell_of_room()
+                while await self._round(commits=commits):
+                    pass
+                self._tell_of_room()
+        except Exception as error:  # noqa: BLE001 whoever waits is told, whatever it is
+            self._fail(error)
         finally:
             self._rounds = None
 
@@ -234,86 +295,121 @@ class Cache:
 
     def _tell_all(self, error: Exception) -> None:
         """Tell everybody who waits for anything that nothing more will be done."""
-        for generation in (*self._sealed, self._open):
+        for generation in (*self._applied, *self._sealed, self._open):
             generation.fail(error)
         self._tell_of_room()
 
-    async def _round(self) -> bool:
-        """Make generations durable up to the first operation, which is done; returns whether to go on."""
-        batch: list[Generation] = []
-        operation: Operation[Any] | None = None
-        for generation in self._sealed:
-            batch.append(generation)
-            if generation.operation is not None and generation.operation.is_waited_for:
-                operation = generation.operation
-                break
+    def _fail(self, error: Exception) -> None:
+        """Give up: the disk failed, or what was acknowledged cannot be kept apart from what failed."""
         try:
-            await self._commit_or_make_room(batch, operation)
-        except Exception as error:  # noqa: BLE001 whoever waits is told, whatever it is
-            if not (isinstance(error, NoSpace | Corruption) and operation is not None and operation.gives_room):
-                return self._failed(batch, error)
-            self._applying = None
-            try:
-                self._abort()
-                await self._commit([], operation)
-            except Exception as second_error:  # noqa: BLE001 likewise
-                return self._failed(batch, second_error)
-            self._room.look_again()
-            operation.succeed()  # and the writes get another try
-            return True
-        for generation in batch:
-            self._sealed.popleft()
-            self._room.release(generation)
-            self._held_bytes -= generation.held_bytes
-            generation.settle()
+            self._container.check_writable()
+        except SnapctlError as fatal:
+            self._failure = self._failure or fatal
+        self._failure = self._failure or error
+        self._tell_all(error)
+
+    async def _round(self, *, commits: bool) -> bool:
+        """Apply generations, up to the first operation, which is done; returns whether to go on with the others."""
+        try:
+            operation: Operation[Any] | None = None
+            while self._sealed and operation is None:
+                generation = self._sealed[0]
+                await self._apply_or_make_room(generation)
+                operation = generation.wanted
+                self._take_over(self._sealed.popleft())
+            if operation is not None:
+                await self._commit()  # so that what the operation leaves halfway can be taken back
+                await self._operate(operation)
+            elif commits:
+                await self._commit()
+        except NoSpace as error:
+            return await self._found_no_room(error)
         self._stuck = None
+        return bool(self._sealed)
+
+    def _take_over(self, generation: Generation) -> None:
+        """Take note that a generation is in the tables and needs no memory any more."""
+        self._room.applied(generation)
+        self._held_bytes -= generation.held_bytes
+        generation.overlays.clear()
+        self._applied.append(generation)
+        self._tell_of_room()
+        self._bound_transaction()
+
+    async def _found_no_room(self, error: NoSpace) -> bool:
+        """Do what gives room before the writes that found none, or tell whoever waits; returns whether to go on."""
         self._room.look_again()
-        if operation is not None:
+        behind = (*self._applied, *self._sealed)
+        operation = next((each.wanted for each in behind if each.wanted is not None), None)
+        if operation is not None and operation.gives_room:
+            with suppress(NoSpace):
+                await self._commit()
+            await self._operate(operation)
+            return True
+        for generation in behind:
+            is_last = generation.wanted is not None
+            generation.fail(error)
+            if is_last:
+                break
+        self._stuck = error
+        self._start_timer()
+        return any(sealed.is_waited_for for sealed in self._sealed)
+
+    async def _operate(self, operation: Operation[Any]) -> None:
+        """Do an operation and make it durable; what it left halfway is taken back, and whoever waits for it is told."""
+        if not (operation.perform(self._container) and (operation.is_look or self._fits(operation))):
+            self._take_back()
+            return
+        if operation.is_look:
+            self._take_back()
+        else:
+            try:
+                await self._commit()
+            except NoSpace as error:
+                operation.fail(error)
+                self._take_back()
+                return
+            except Exception as error:
+                operation.fail(error)
+                raise
             for generation in (*self._sealed, self._open):
                 generation.cut()
-            operation.succeed()
-        return True
+        operation.succeed()
 
-    async def _commit_or_make_room(self, batch: list[Generation], operation: Operation[Any] | None) -> None:
-        """Commit; if the capacity has no room, once more, without what only the commit before the last stands for."""
-        try:
-            await self._commit(batch, operation)
-        except NoSpace:
-            self._abort()
-            if self._container.capacity_bytes is None or not self._container.space.holds_back:
-                raise
-            self._container.note_commit()
-            await self._seal_and_wait()
-            await self._commit(batch, operation)
-
-    async def _commit(self, batch: list[Generation], operation: Operation[Any] | None) -> None:
-        container = self._container
-        for generation in batch:
-            await self._apply(generation)
-        is_change = operation is not None and not operation.is_look and operation.is_waited_for
-        if operation is not None and is_change and not (operation.perform(container) and self._fits(batch, operation)):
-            self._abort()  # it may have come halfway
-            await self._commit(batch, None)
-            return
-        await self._seal_and_wait()
-        if operation is not None and operation.is_look and operation.is_waited_for:
-            operation.perform(container)
-            container.abort()
-
-    def _fits(self, batch: list[Generation], operation: Operation[Any]) -> bool:
+    def _fits(self, operation: Operation[Any]) -> bool:
         """Whether an operation leaves what was promised to the writes behind it; else whoever waits for it is told."""
         if operation.gives_room:
             return True
         try:
             self._container.preview_used_bytes()
-            if self._container.space.room < self._room.promised_beyond(batch):
+            if self._container.space.room < self._room.promised_units:
                 raise self._container.space.full()
         except NoSpace as error:
             operation.fail(error)
             return False
         return True
 
-    async def _seal_and_wait(self) -> None:
+    def _take_back(self) -> None:
+        """Give up the open transaction, unless there is more in it than an operation, which then has to be whole."""
+        if self._applied:
+            self._container.check_whole()
+        else:
+            self._container.abort()
+        self._room.look_again()
+
+    async def _apply_or_make_room(self, generation: Generation) -> None:
+        """Apply; if the capacity has no room, once more, without what only the commit before the last stands for."""
+        try:
+            await self._apply(generation)
+        except NoSpace:
+            if self._container.capacity_bytes is None or not self._container.space.holds_back:
+                raise
+            self._container.note_commit()
+            await self._commit()
+            await self._apply(generation)
+
+    async def _commit(self) -> None:
+        """Make the open transaction durable."""
         began = time.monotonic()
         if again := self._container.seal():
             while again:
@@ -322,26 +418,39 @@ class Cache:
             self.commits += 1
             self.last_commit_seconds = time.monotonic() - began
             self.commit_seconds += self.last_commit_seconds
+        self._room.committed()
+        applied, self._applied = self._applied, []
+        for generation in applied:
+            generation.settle()
 
-    def _failed(self, batch: list[Generation], error: Exception) -> bool:
-        """Tell whoever waits; returns whether other operations can still be done."""
-        try:
-            self._abort()
-        except SnapctlError as fatal:
-            self._failure = fatal
-            self._tell_all(error)
-            return False
-        node, self._applying = self._applying, None
-        if isinstance(error, Corruption) and node is not None:
-            self._set_aside(node, error)
-            for generation in batch:
+    async def _apply(self, generation: Generation) -> None:
+        """Bring writes to the tables; a volume whose tables cannot take them does without."""
+        for node, overlay in list(generation.overlays.items()):
+            if node.is_gone:
+                continue
+            try:
+                await self._apply_to(node, overlay)
+            except Corruption as error:
+                self._container.check_whole()
+                self._set_aside(node, error)
                 generation.fail_flushes(error)
-            return True  # the others' writes can do without
-        for generation in batch:
-            generation.fail(error)
-        self._stuck = error
-        self._start_timer()
-        return any(sealed.is_waited_for for sealed in self._sealed)
+
+    async def _apply_to(self, node: Node, overlay: Overlay) -> None:
+        """Bring writes to the tables of a node, with the zeros, which are older than the blocks over them, first."""
+        geometry, end_bytes = self._container.geometry, node.size_bytes  # it may have become smaller since
+        size, step = geometry.block_size, _ZEROED_LEAVES * geometry.fanout
+        for start, stop in overlay.zeros:
+            for first in range(start, stop, step):
+                begin, end = first * size, min(min(stop, first + step) * size, end_bytes)
+                if begin < end:
+                    node.trim(begin, end - begin)
+                    await self._breathe()
+        for blocks in _by_leaf(overlay.blocks, geometry.fanout, geometry.blocks(end_bytes)):
+            last = end_bytes // size
+            if end_bytes % size and last in blocks:
+                blocks[last] = bytes(blocks[last])[: end_bytes % size].ljust(size, b"\0")
+            node.write_blocks(blocks)
+            await self._breathe()
 
     def _set_aside(self, node: Node, error: Corruption) -> None:
         """Give up making durable what was written to a volume whose tables are damaged; it takes no more writes."""
@@ -350,33 +459,6 @@ class Cache:
             overlay = generation.overlays.pop(node, None)
             if overlay is not None:
                 self._aside.setdefault(node, Overlay()).cover(overlay)
-
-    def _abort(self) -> None:
-        self._container.abort()
-        self._room.look_again()
-
-    async def _apply(self, generation: Generation) -> None:
-        """Bring writes to the tables, with the zeros, which are older than the blocks over them, first."""
-        size = self._container.block_size
-        step = _ZEROED_LEAVES * self._container.geometry.fanout
-        for node, overlay in generation.overlays.items():
-            if node.is_gone:
-                continue
-            self._applying = node
-            end_bytes = node.size_bytes  # it may have become smaller since
-            for start, stop in overlay.zeros:
-                for first in range(start, stop, step):
-                    begin, end = first * size, min(min(stop, first + step) * size, end_bytes)
-                    if begin < end:
-                        node.trim(begin, end - begin)
-                        await self._breathe()
-            for blocks in _by_leaf(overlay.blocks, self._container.geometry.fanout, -(-end_bytes // size)):
-                last = end_bytes // size
-                if end_bytes % size and last in blocks:
-                    blocks[last] = bytes(blocks[last])[: end_bytes % size].ljust(size, b"\0")
-                node.write_blocks(blocks)
-                await self._breathe()
-        self._applying = None
 
     async def _breathe(self) -> None:
         """Let requests have their turn, if it is due."""

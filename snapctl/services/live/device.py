@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from snapctl.services.live.cache import Cache
 
 
+_WRITE_THROUGH_BYTES = 64 << 10
+"""Aligned writes of this size and more need not pass through memory: their pages lie side by side as it is."""
+
+
 class Device:
     """A volume or a snapshot of a live container.
 
@@ -47,6 +51,22 @@ class Device:
     def is_read_only(self) -> bool:
         """Whether it takes no writes: an RO snapshot, or a container opened for reading."""
         return self.node.kind is Kind.RO or not self.node.container.writable
+
+    def read(self, offset: int, length: int) -> Buffer:
+        """Read a range, acknowledged writes included; raises as `Node.read`. What comes back must not be changed."""
+        overlays = self._cache.overlays(self.node)
+        if overlays:
+            block_no, at = divmod(offset, self.block_size)
+            if at == 0 and length == self.block_size and offset + length <= self.node.size_bytes:
+                for overlay in overlays:
+                    content = overlay.content(block_no)
+                    if content is not Content.BELOW:
+                        return overlay.blocks[block_no] if content is Content.DATA else bytes(length)
+            elif any(overlay.touches(block_no, -(-(offset + length) // self.block_size)) for overlay in overlays):
+                buffer = bytearray(length)
+                self.read_into(offset, buffer)
+                return buffer
+        return self.node.read(offset, length)
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill `buffer` from `offset` in bytes, acknowledged writes included; raises as `Node.read`."""
@@ -77,6 +97,9 @@ class Device:
         size, end = self.block_size, offset + length
         first, stop = offset // size, -(-end // size)
         head = self._patched(first, offset, view) if offset % size or length < size else None
+        is_large = length >= _WRITE_THROUGH_BYTES and not (offset % size or end % size)
+        if is_large and self._cache.write_through(self.node, first, view):
+            return True
         has_tail = bool(end % size) and stop - 1 > first
         tail = self._patched(stop - 1, offset, view) if has_tail else None
         overlay = self._cache.admit(self.node, first, stop, stop - first)

@@ -1,7 +1,7 @@
-"""What is made durable at a stroke: writes that were acknowledged between two seals, and the change that follows them.
+"""What was acknowledged between two seals, and the change that follows it.
 
-A generation is open, then sealed (invariant 7): from then on nothing in it changes, writes enter the next one, and it
-waits for its commit. It is forgotten when that is durable, not before: whatever fails on the way can be done again.
+A generation is open, then sealed (invariant 7): from then on nothing in it changes and writes enter the next one. It is
+applied, from when on the tables have what it held, and at last durable, which is told to whoever waits for it.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class Generation:
     Attributes:
         overlays: what was written, by node.
         tables: the tables that the writes will change, as (node id, blocks below, position), with promised room.
+        has_heir: whether room was promised for the same tables of a snapshot.
         bitmaps: how many bitmaps of the space map have promised room.
         held_bytes: memory that it takes.
         promised_units: room that was promised for it.
@@ -78,6 +79,7 @@ class Generation:
         self.overlays: dict[Node, Overlay] = {}
         self.tables: set[tuple[int, int, int]] = set()
         self.bitmaps = 0
+        self.has_heir = False
         self.held_bytes = 0
         self.promised_units = 0
         self.operation: Operation[Any] | None = None
@@ -89,9 +91,14 @@ class Generation:
         return bool(self.overlays) or self.operation is not None
 
     @property
+    def wanted(self) -> Operation[Any] | None:
+        """The operation, if anybody waits for it."""
+        return self.operation if self.operation is not None and self.operation.is_waited_for else None
+
+    @property
     def is_waited_for(self) -> bool:
         """Whether anybody wants to know how its commit ends."""
-        return bool(self._waiters) or (self.operation is not None and self.operation.is_waited_for)
+        return bool(self._waiters) or self.wanted is not None
 
     async def until_durable(self) -> None:
         """Return when it is; raises what its commit raises, after which one can wait for the next try."""

@@ -50,6 +50,17 @@ class Overlay:
             high += 1
         self.zeros[low:high] = [(start, stop)]
 
+    def forget(self, start: int, stop: int) -> None:
+        """Drop blocks that have been written elsewhere since; zeros that reach into the range are split."""
+        for block_no in self._written(start, stop):
+            del self.blocks[block_no]
+        self.zeros = [
+            part
+            for low, high in self.zeros
+            for part in ((low, min(high, start)), (max(low, stop), high))
+            if part[0] < part[1]
+        ]
+
     def cut(self, size_bytes: int, block_size: int) -> None:
         """Drop what lies beyond `size_bytes`."""
         last, at = divmod(size_bytes, block_size)
@@ -65,6 +76,19 @@ class Overlay:
         for start, stop in newer.zeros:
             self.zero(start, stop)
         self.blocks.update(newer.blocks)
+
+    def content(self, block_no: int) -> Content:
+        """What is here of one block."""
+        if block_no in self.blocks:
+            return Content.DATA
+        if not self.zeros:
+            return Content.BELOW
+        index = bisect_left(self.zeros, (block_no + 1, 0))
+        return Content.ZEROS if index and self.zeros[index - 1][1] > block_no else Content.BELOW
+
+    def touches(self, start: int, stop: int) -> bool:
+        """Whether anything is here of a range of blocks."""
+        return bool(self.zeros) or bool(self._written(start, stop))
 
     def runs(self, start: int, stop: int) -> Iterator[Run]:
         """Tell what is here of a range of blocks, in order and without gaps; written blocks one by one."""

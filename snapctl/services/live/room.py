@@ -6,7 +6,6 @@ the volume and in its newest snapshot, and the space map. It holds for the capac
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -18,33 +17,48 @@ if TYPE_CHECKING:
     from snapctl.engine.node import Node
     from snapctl.services.live.generation import Generation
 
+Table = tuple[int, int, int]
+"""Node id, blocks below, and which of those tables."""
+
+_AHEAD_UNITS = 1024
+"""What the file system is asked to keep beyond a promise, so that it is not asked for every write."""
+
 _TABLES_OF_A_COMMIT = 8
 """The snapshot list, the tables above it and above the bitmaps."""
 
 
 class Room:
-    """The room of one container, and what is promised of it."""
+    """The room of one container, and what is promised of it.
+
+    Attributes:
+        promised_units: to writes that are not applied, and for the tables of those that are.
+    """
 
     def __init__(self, container: Container) -> None:
         """Take up a container between two transactions."""
         self._container = container
-        self._promised = 0
+        self.promised_units = 0
         self._free = 0
+        self._tables: set[Table] = set()  # of the open transaction, as are the next two
+        self._transaction_bitmaps = 0
+        self._transaction_units = 0
         self.look_again()
 
     def look_again(self) -> None:
-        """See how much there is, and that what is promised is kept; to be called between two transactions."""
-        self._free = self._container.space.room
-        self._end_page = self._container.superblock.pages_total
-        self._bitmaps = self._end_page // self._container.geometry.units_per_bitmap + 1
-        if self._promised:
+        """See how much there is, and that what is promised is kept."""
+        container = self._container
+        self._free = container.space.room
+        self._end_page = container.pages.end_page
+        self._bitmaps = self._end_page // container.geometry.units_per_bitmap + 1
+        self._kept_units = 0
+        if self.promised_units:
             with suppress(NoSpace, IoFailure):  # the file system may have lost it when a transaction was given up
-                self._container.pages.reserve.promise(self._end_page, self._promised * self._container.geometry.unit)
+                self._keep(self.promised_units)
 
     def promise(
         self, generation: Generation, node: Node, start: int, stop: int, *, data_blocks: int, has_heir: bool
     ) -> None:
-        """Promise a generation the room for a change of blocks.
+        """Promise a generation the room for a change of blocks; what it holds for them is not counted off.
 
         What only gives room back has the reserve, like any trim, if nothing else is promised at the time.
 
@@ -63,39 +77,74 @@ class Room:
         """
         geometry = self._container.geometry
         is_data = data_blocks == stop - start
-        has_reserve = not data_blocks and not self._promised
-        tables: set[tuple[int, int, int]] = set()
-        spans = (geometry.fanout, geometry.fanout**2, geometry.fanout**3)
-        for span in spans:
+        has_reserve = not data_blocks and not self.promised_units
+        copies = 2 if has_heir and node.cow is Cow.COPY else 1
+        first, last = start // geometry.fanout, (stop - 1) // geometry.fanout
+        is_known = first == last and (node.id, geometry.fanout, first) in generation.tables
+        tables = set() if is_known else self._new_tables(generation, node, start, stop, is_data=is_data)
+        # What is replaced is freed, and each block of it may lie under a bitmap of its own.
+        bitmaps = min(stop - start, self._bitmaps - generation.bitmaps)
+        overhead = ((2 if has_heir else 1) * len(tables) + bitmaps) * geometry.table_units
+        if not generation.promised_units:
+            overhead += _TABLES_OF_A_COMMIT * geometry.table_units
+        units = overhead + data_blocks * geometry.block_units * copies
+        if self.promised_units + units > self._free + (self._container.space.reserve if has_reserve else 0):
+            raise self._container.space.full()
+        if not has_reserve and self.promised_units + units > self._kept_units:
+            self._keep(self.promised_units + units)
+        generation.tables |= tables
+        generation.has_heir |= has_heir
+        generation.bitmaps += bitmaps
+        generation.promised_units += units
+        self.promised_units += units
+
+    def applied(self, generation: Generation) -> None:
+        """Take note that the data has its pages; tables that the open transaction changes anyway count once."""
+        geometry = self._container.geometry
+        new = generation.tables - self._tables
+        bitmaps = min(generation.bitmaps, self._bitmaps - self._transaction_bitmaps)
+        units = ((2 if generation.has_heir else 1) * len(new) + bitmaps) * geometry.table_units
+        if not self._transaction_units and units:
+            units += _TABLES_OF_A_COMMIT * geometry.table_units
+        self._tables |= new
+        self._transaction_bitmaps += bitmaps
+        self._transaction_units += units
+        self.promised_units += units
+        self.release(generation)
+        self.look_again()
+
+    def committed(self) -> None:
+        """Take note that the open transaction has become durable, and its tables have their pages."""
+        self.promised_units -= self._transaction_units
+        self._tables.clear()
+        self._transaction_bitmaps = self._transaction_units = 0
+        self.look_again()
+
+    def release(self, generation: Generation) -> None:
+        """Give back what was promised to a generation."""
+        self.promised_units -= generation.promised_units
+        generation.promised_units = 0
+
+    def _keep(self, units: int) -> None:
+        """Have the file system keep room; raises as `promise`."""
+        reserve, unit = self._container.pages.reserve, self._container.geometry.unit
+        try:
+            reserve.promise(self._end_page, (units + _AHEAD_UNITS) * unit)
+            self._kept_units = units + _AHEAD_UNITS
+        except NoSpace:
+            reserve.promise(self._end_page, units * unit)
+            self._kept_units = units
+
+    def _new_tables(self, generation: Generation, node: Node, start: int, stop: int, *, is_data: bool) -> set[Table]:
+        """The tables above blocks that a generation has nothing promised for; raises as `promise` for damaged ones."""
+        fanout = self._container.geometry.fanout
+        tables: set[Table] = set()
+        for span in (fanout, fanout**2, fanout**3):
             entries = range(start // span, (stop - 1) // span + 1) if is_data else {start // span, (stop - 1) // span}
             tables.update((node.id, span, entry) for entry in entries)
         tables -= generation.tables
-        heir = node.newest_snapshot
         for _, span, entry in tables:
-            if span == geometry.fanout:  # lest a damaged table be found when it is too late to refuse
-                for owner in filter(None, (node, heir)):
+            if span == fanout:  # lest a damaged table be found when it is too late to refuse
+                for owner in filter(None, (node, node.newest_snapshot)):
                     next(owner.tree.spans(entry * span, entry * span + 1))
-        units = (2 if has_heir else 1) * len(tables) * geometry.table_units
-        units += data_blocks * geometry.block_units * (2 if has_heir and node.cow is Cow.COPY else 1)
-        # What is replaced is freed, and each block of it may lie under a bitmap of its own.
-        bitmaps = min(stop - start, self._bitmaps - generation.bitmaps)
-        units += bitmaps * geometry.table_units
-        if not generation.promised_units:
-            units += _TABLES_OF_A_COMMIT * geometry.table_units
-        if self._promised + units > self._free + (self._container.space.reserve if has_reserve else 0):
-            raise self._container.space.full()
-        if not has_reserve:
-            self._container.pages.reserve.promise(self._end_page, (self._promised + units) * geometry.unit)
-        generation.tables |= tables
-        generation.bitmaps += bitmaps
-        generation.promised_units += units
-        self._promised += units
-
-    def promised_beyond(self, batch: Iterable[Generation]) -> int:
-        """Units that are promised to other generations than those of a batch."""
-        return self._promised - sum(generation.promised_units for generation in batch)
-
-    def release(self, generation: Generation) -> None:
-        """Give back what was promised to a generation that is durable or given up."""
-        self._promised -= generation.promised_units
-        generation.promised_units = 0
+        return tables

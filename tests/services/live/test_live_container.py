@@ -92,18 +92,41 @@ def test_a_write_waits_for_room_in_the_cache_and_no_longer():
         backend = GatedBackend()
         served = live(backend, most_dirty_bytes=4 * BLOCK)
         device = served.device("db")
+        device.write(39 * BLOCK, b"y")
         backend.gate.clear()
+        flush = asyncio.create_task(served.flush())
+        await asyncio.sleep(0)
+        await backend.until_syncing()
         accepted = 0
         while device.write(accepted * BLOCK, b"x" * BLOCK):
             accepted += 1
         assert 1 <= accepted <= 4
         assert served.cache.dirty_bytes <= 4 * BLOCK
         waiter = asyncio.create_task(put(served, device, accepted * BLOCK, b"x" * BLOCK))
-        await backend.until_syncing()
+        await asyncio.sleep(0)
         assert not waiter.done()
         backend.gate.set()
         await waiter
+        await flush
         assert content(device)[: (accepted + 1) * BLOCK] == b"x" * BLOCK * (accepted + 1)
+        await served.close()
+
+    run(scenario())
+
+
+def test_what_fills_the_cache_leaves_it_without_a_commit():
+    async def scenario() -> None:
+        backend = GatedBackend()
+        served = live(backend, most_dirty_bytes=4 * BLOCK)
+        device = served.device("db")
+        backend.gate.clear()
+        for block in range(40):
+            await put(served, device, block * BLOCK, b"%02d" % block * (BLOCK // 2))
+        assert served.cache.commits == 0
+        assert content(device)[: 40 * BLOCK] == b"".join(b"%02d" % block * (BLOCK // 2) for block in range(40))
+        backend.gate.set()
+        await served.flush()
+        assert reopened(backend.synced)["db"].read(0, SIZE) == content(device)
         await served.close()
 
     run(scenario())

@@ -392,7 +392,7 @@ def test_thousands_of_generations_leave_nothing_behind():
         await served.flush()
         gc.collect()
         assert len(gc.get_objects()) - before < 500
-        assert served.cache.dirty_bytes == served.cache._room._promised == 0
+        assert served.cache.dirty_bytes == served.cache._room.promised_units == 0
         await served.close()
 
     run(scenario())
