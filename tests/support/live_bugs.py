@@ -73,7 +73,7 @@ def zeros_over_what_was_written_after() -> AbstractContextManager[None]:
 
         async def in_turn(cache: Cache, generation: Generation) -> None:
             whole = generation.overlays
-            for wanted in ("blocks", "zeros"):
+            for wanted in ("leaves", "zeros"):
                 generation.overlays = {node: _part(overlay, wanted) for node, overlay in whole.items()}
                 await apply(cache, generation)
             generation.overlays = whole
@@ -85,7 +85,7 @@ def zeros_over_what_was_written_after() -> AbstractContextManager[None]:
 
 
 def _part(overlay: Overlay, wanted: str) -> Overlay:
-    part = Overlay()
+    part = Overlay(overlay._fanout)
     setattr(part, wanted, getattr(overlay, wanted))
     return part
 

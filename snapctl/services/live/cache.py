@@ -15,17 +15,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from snapctl.errors import Corruption, NoSpace, SnapctlError
 from snapctl.services.live.generation import Generation, Operation
 from snapctl.services.live.overlay import Overlay
 from snapctl.services.live.room import Room
-from snapctl.storage.backend import Buffer
 
 if TYPE_CHECKING:
     from snapctl.engine.container import Container
@@ -38,6 +35,9 @@ _SLICE_SECONDS = 0.002
 
 _ZEROED_LEAVES = 64
 """Leaves beneath which blocks are zeroed between two slices."""
+
+_CREDIT_BLOCKS = 64
+"""Blocks that a volume gets room for ahead, so that not every small write has to ask."""
 
 _MOST_UNCOMMITTED_BYTES = 1 << 30
 """Fresh pages in the open transaction before it is committed; what is written again in place counts once."""
@@ -103,6 +103,10 @@ class Cache:
             found.append(self._aside[node])
         return found
 
+    def open_overlay(self, node: Node) -> Overlay | None:
+        """Where a node's writes go, if it has been written to since the last seal."""
+        return self._open.overlays.get(node)
+
     def admit(self, node: Node, start: int, stop: int, data_blocks: int) -> Overlay | None:
         """Find room, in memory and in the container, for a change of blocks.
 
@@ -119,17 +123,26 @@ class Cache:
             NoSpace: the container has no room, and no round will change that.
             SnapctlError: as `Room.promise`.
         """
-        held = max(1, data_blocks) * self._container.block_size
         self._check_takes(node)
-        if self._held_bytes and self._held_bytes + held > self.most_bytes:
+        size = self._container.block_size
+        is_data = data_blocks == stop - start
+        blocks = max(1, data_blocks)
+        room_blocks = (self.most_bytes - self._held_bytes) // size
+        if self._held_bytes and blocks > room_blocks:
             self._wait()
             return None
-        if not self._promise(self._open, node, start, stop, data_blocks):
-            return None
+        credit = max(0, min(_CREDIT_BLOCKS, room_blocks // 8 - blocks)) if is_data else 0
+        if not self._promise(self._open, node, start, stop, data_blocks, credit):
+            credit = 0
+            if not self._promise(self._open, node, start, stop, data_blocks):
+                self._wait(commits=True)
+                return None
         overlay = self._open.overlays.get(node)
         if overlay is None:
-            overlay = self._open.overlays[node] = Overlay()
+            overlay = self._open.overlays[node] = Overlay(self._container.geometry.fanout)
             self._start_timer()
+        held = (blocks + credit) * size
+        overlay.credit_blocks += credit
         self._open.held_bytes += held
         self._held_bytes += held
         if self._held_bytes * 2 > self.most_bytes:
@@ -152,7 +165,7 @@ class Cache:
         stop = start + len(data) // size
         direct = Generation()
         if not self._promise(direct, node, start, stop, stop - start):
-            return False
+            return False  # and is told to wait where it turns to next
         try:
             node.write(start * size, data)
         except NoSpace:
@@ -172,15 +185,18 @@ class Cache:
         if node in self._spoiled:
             raise self._spoiled[node]
 
-    def _promise(self, generation: Generation, node: Node, start: int, stop: int, data_blocks: int) -> bool:
-        """Promise room; False if there may be some after a commit, which is on its way."""
+    def _promise(
+        self, generation: Generation, node: Node, start: int, stop: int, data_blocks: int, credit_blocks: int = 0
+    ) -> bool:
+        """Promise room; False if there may be some after a commit."""
         try:
             has_heir = node.newest_snapshot is not None or any(sealed.operation for sealed in self._sealed)
-            self._room.promise(generation, node, start, stop, data_blocks=data_blocks, has_heir=has_heir)
+            self._room.promise(
+                generation, node, start, stop, data_blocks=data_blocks, credit_blocks=credit_blocks, has_heir=has_heir
+            )
         except NoSpace:
-            if not self._is_dirty:
+            if not (credit_blocks or self._is_dirty):
                 raise
-            self._wait(commits=True)
             return False
         return True
 
@@ -231,6 +247,7 @@ class Cache:
         """End the rounds after the one in flight; what is not durable is lost, so flush before. Who waits is told."""
         closed = SnapctlError(f"{self._container.path} has been closed")
         self._failure = self._failure or closed
+        self._open.revoke()
         self._stop_timer()
         try:
             if self._rounds is not None:
@@ -306,6 +323,7 @@ class Cache:
         except SnapctlError as fatal:
             self._failure = self._failure or fatal
         self._failure = self._failure or error
+        self._open.revoke()
         self._tell_all(error)
 
     async def _round(self, *, commits: bool) -> bool:
@@ -445,11 +463,10 @@ class Cache:
                 if begin < end:
                     node.trim(begin, end - begin)
                     await self._breathe()
-        for blocks in _by_leaf(overlay.blocks, geometry.fanout, geometry.blocks(end_bytes)):
-            last = end_bytes // size
-            if end_bytes % size and last in blocks:
-                blocks[last] = bytes(blocks[last])[: end_bytes % size].ljust(size, b"\0")
-            node.write_blocks(blocks)
+        if end_bytes < overlay.end_block * size:
+            overlay.cut(end_bytes, size)
+        for number in sorted(overlay.leaves):
+            node.write_blocks(overlay.leaves[number])
             await self._breathe()
 
     def _set_aside(self, node: Node, error: Corruption) -> None:
@@ -458,17 +475,10 @@ class Cache:
         for generation in (*self._sealed, self._open):
             overlay = generation.overlays.pop(node, None)
             if overlay is not None:
-                self._aside.setdefault(node, Overlay()).cover(overlay)
+                self._aside.setdefault(node, Overlay(self._container.geometry.fanout)).cover(overlay)
 
     async def _breathe(self) -> None:
         """Let requests have their turn, if it is due."""
         if time.monotonic() > self._slice_ends:
             await asyncio.sleep(0)
             self._slice_ends = time.monotonic() + _SLICE_SECONDS
-
-
-def _by_leaf(blocks: dict[int, Buffer], fanout: int, end: int) -> Iterator[dict[int, Buffer]]:
-    """The blocks before `end`, those under one leaf together."""
-    numbers = sorted(number for number in blocks if number < end)
-    for _, under_one in groupby(numbers, lambda number: number // fanout):
-        yield {number: blocks[number] for number in under_one}

@@ -36,6 +36,7 @@ class Device:
         self._cache = cache
         self.node = node
         self.block_size = node.container.block_size
+        self._fanout = node.container.geometry.fanout
 
     @property
     def name(self) -> str:
@@ -59,9 +60,8 @@ class Device:
             block_no, at = divmod(offset, self.block_size)
             if at == 0 and length == self.block_size and offset + length <= self.node.size_bytes:
                 for overlay in overlays:
-                    content = overlay.content(block_no)
-                    if content is not Content.BELOW:
-                        return overlay.blocks[block_no] if content is Content.DATA else bytes(length)
+                    if overlay.content(block_no) is not Content.BELOW:
+                        return overlay.get(block_no) or bytes(length)
             elif any(overlay.touches(block_no, -(-(offset + length) // self.block_size)) for overlay in overlays):
                 buffer = bytearray(length)
                 self.read_into(offset, buffer)
@@ -78,7 +78,7 @@ class Device:
         self._fill(overlays, offset, memoryview(buffer))
 
     def write(self, offset: int, data: Buffer) -> bool:
-        """Take bytes at any offset into the cache; they are read at once, and durable after the next flush.
+        """Take bytes at any offset; they are read at once, and durable after the next flush.
 
         `data` must not change afterwards.
 
@@ -89,37 +89,25 @@ class Device:
             NoSpace: the container has no room for them; nothing was taken.
             SnapctlError: else as `Node.write`.
         """
-        view = memoryview(data).cast("B")
-        length = len(view)
-        self._check_writable(offset, length)
-        if not length:
-            return True
-        size, end = self.block_size, offset + length
-        first, stop = offset // size, -(-end // size)
-        head = self._patched(first, offset, view) if offset % size or length < size else None
-        is_large = length >= _WRITE_THROUGH_BYTES and not (offset % size or end % size)
-        if is_large and self._cache.write_through(self.node, first, view):
-            return True
-        has_tail = bool(end % size) and stop - 1 > first
-        tail = self._patched(stop - 1, offset, view) if has_tail else None
-        overlay = self._cache.admit(self.node, first, stop, stop - first)
-        if overlay is None:
-            return False
-        blocks = overlay.blocks
-        if head is not None:
-            blocks[first] = head
-            first += 1
-        if tail is not None:
-            stop -= 1
-            blocks[stop] = tail
-        if stop - first == 1 and length == size:
-            blocks[first] = view
-        else:
-            start = first * size - offset
-            for at in range(start, start + (stop - first) * size, size):
-                blocks[first] = view[at : at + size]
-                first += 1
-        return True
+        size, fanout = self.block_size, self._fanout
+        length = len(data)
+        first, at = divmod(offset, size)
+        count, rest = divmod(length, size)
+        if not (at or rest) and first % fanout + count <= fanout:
+            overlay = self._cache.open_overlay(self.node)
+            leaf = None if overlay is None else overlay.leaves.get(first // fanout)
+            is_inside = offset + length <= self.node.size_bytes
+            if overlay is not None and leaf is not None and is_inside and count <= overlay.credit_blocks:
+                # All else was checked when room was promised.
+                overlay.credit_blocks -= count
+                if count == 1:
+                    leaf[first] = data
+                else:
+                    view = memoryview(data)
+                    for i in range(count):
+                        leaf[first + i] = view[i * size : i * size + size]
+                return True
+        return self._write(offset, memoryview(data).cast("B"))
 
     def zero(self, offset: int, length: int) -> bool:
         """Make a range read as zeros and give up the data of its whole blocks; returns and raises as `write`."""
@@ -140,9 +128,9 @@ class Device:
             return False
         overlay.zero(start, stop)
         if head is not None:
-            overlay.blocks[first] = head
+            overlay.put(first, head)
         if tail is not None:
-            overlay.blocks[stop] = tail
+            overlay.put(stop, tail)
         return True
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
@@ -179,6 +167,34 @@ class Device:
             else:
                 yield end - begin, True
 
+    def _write(self, offset: int, view: memoryview) -> bool:
+        """Write any bytes anywhere; as `write`."""
+        length = len(view)
+        self._check_writable(offset, length)
+        if not length:
+            return True
+        size, end = self.block_size, offset + length
+        first, stop = offset // size, -(-end // size)
+        is_large = length >= _WRITE_THROUGH_BYTES and not (offset % size or end % size)
+        if is_large and self._cache.write_through(self.node, first, view):
+            return True
+        head = self._patched(first, offset, view) if offset % size or length < size else None
+        has_tail = bool(end % size) and stop - 1 > first
+        tail = self._patched(stop - 1, offset, view) if has_tail else None
+        overlay = self._cache.admit(self.node, first, stop, stop - first)
+        if overlay is None:
+            return False
+        if head is not None:
+            overlay.put(first, head)
+            first += 1
+        if tail is not None:
+            stop -= 1
+            overlay.put(stop, tail)
+        for block_no in range(first, stop):
+            begin = block_no * size - offset
+            overlay.put(block_no, view[begin : begin + size])
+        return True
+
     def _check_writable(self, offset: int, length: int) -> None:
         self.node.check_writable()
         self.node.check_range(offset, length)
@@ -208,7 +224,7 @@ class Device:
             elif content is Content.ZEROS:
                 part[:] = bytes(len(part))
             else:
-                block = memoryview(overlays[0].blocks[start])
+                block = memoryview(overlays[0].get(start) or b"")
                 part[:] = block[begin - start * size : finish - start * size]
 
     def _runs(self, offset: int, length: int) -> Iterator[Run]:

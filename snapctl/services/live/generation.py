@@ -108,9 +108,15 @@ class Generation:
 
     def cut(self) -> None:
         """Drop what lies beyond the end of volumes that have become smaller: they may grow over it again."""
+        self.revoke()
         for node, overlay in self.overlays.items():
             if not node.is_gone:
                 overlay.cut(node.size_bytes, node.container.block_size)
+
+    def revoke(self) -> None:
+        """Have every write ask for room again."""
+        for overlay in self.overlays.values():
+            overlay.credit_blocks = 0
 
     def settle(self) -> None:
         """Tell those who wait for its writes that they are durable."""

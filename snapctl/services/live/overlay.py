@@ -27,20 +27,37 @@ class Overlay:
     """The newest content of the blocks of one node, as far as it is here.
 
     Attributes:
-        blocks: whole blocks by number; they go before `zeros`.
+        leaves: whole blocks by number, those under one leaf of the tables together; they go before `zeros`. A leaf that
+            stands here, with blocks or without, has room promised for its tables.
         zeros: ranges of blocks (start, stop), sorted, apart from each other.
+        credit_blocks: blocks that may be written under those leaves without asking anybody for room.
     """
 
-    __slots__ = ("blocks", "zeros")
+    __slots__ = ("_fanout", "credit_blocks", "leaves", "zeros")
 
-    def __init__(self) -> None:
-        self.blocks: dict[int, Buffer] = {}
+    def __init__(self, fanout: int) -> None:
+        self.leaves: dict[int, dict[int, Buffer]] = {}
         self.zeros: list[tuple[int, int]] = []
+        self.credit_blocks = 0
+        self._fanout = fanout
+
+    @property
+    def end_block(self) -> int:
+        """A block number that none of those written reaches."""
+        return (max(self.leaves) + 1) * self._fanout if self.leaves else 0
+
+    def get(self, block_no: int) -> Buffer | None:
+        """The content of a block that was written."""
+        leaf = self.leaves.get(block_no // self._fanout)
+        return None if leaf is None else leaf.get(block_no)
+
+    def put(self, block_no: int, block: Buffer) -> None:
+        """Write a whole block."""
+        self.leaves.setdefault(block_no // self._fanout, {})[block_no] = block
 
     def zero(self, start: int, stop: int) -> None:
         """Let blocks read as zeros."""
-        for block_no in self._written(start, stop):
-            del self.blocks[block_no]
+        self._drop(start, stop)
         low = bisect_left(self.zeros, (start, start))
         if low and self.zeros[low - 1][1] >= start:
             low -= 1
@@ -51,9 +68,8 @@ class Overlay:
         self.zeros[low:high] = [(start, stop)]
 
     def forget(self, start: int, stop: int) -> None:
-        """Drop blocks that have been written elsewhere since; zeros that reach into the range are split."""
-        for block_no in self._written(start, stop):
-            del self.blocks[block_no]
+        """Drop what is here of a range, which has been written elsewhere since."""
+        self._drop(start, stop)
         self.zeros = [
             part
             for low, high in self.zeros
@@ -65,21 +81,23 @@ class Overlay:
         """Drop what lies beyond `size_bytes`."""
         last, at = divmod(size_bytes, block_size)
         stop = -(-size_bytes // block_size)
-        for block_no in [block_no for block_no in self.blocks if block_no >= stop]:
-            del self.blocks[block_no]
-        if at and last in self.blocks:
-            self.blocks[last] = bytes(memoryview(self.blocks[last])[:at]).ljust(block_size, b"\0")
+        for leaf in self.leaves.values():
+            for block_no in [block_no for block_no in leaf if block_no >= stop]:
+                del leaf[block_no]
+        if at and (block := self.get(last)) is not None:
+            self.put(last, bytes(memoryview(block)[:at]).ljust(block_size, b"\0"))
         self.zeros = [(start, min(end, stop)) for start, end in self.zeros if start < stop]
 
     def cover(self, newer: Overlay) -> None:
         """Take in what was written later."""
         for start, stop in newer.zeros:
             self.zero(start, stop)
-        self.blocks.update(newer.blocks)
+        for number, leaf in newer.leaves.items():
+            self.leaves.setdefault(number, {}).update(leaf)
 
     def content(self, block_no: int) -> Content:
         """What is here of one block."""
-        if block_no in self.blocks:
+        if self.get(block_no) is not None:
             return Content.DATA
         if not self.zeros:
             return Content.BELOW
@@ -87,7 +105,7 @@ class Overlay:
         return Content.ZEROS if index and self.zeros[index - 1][1] > block_no else Content.BELOW
 
     def touches(self, start: int, stop: int) -> bool:
-        """Whether anything is here of a range of blocks."""
+        """Whether anything is here of a range of blocks; zeros elsewhere may count."""
         return bool(self.zeros) or bool(self._written(start, stop))
 
     def runs(self, start: int, stop: int) -> Iterator[Run]:
@@ -102,9 +120,25 @@ class Overlay:
             yield from self._unwritten(position, stop)
 
     def _written(self, start: int, stop: int) -> list[int]:
-        if stop - start <= len(self.blocks):
-            return [block_no for block_no in range(start, stop) if block_no in self.blocks]
-        return sorted(block_no for block_no in self.blocks if start <= block_no < stop)
+        """The written blocks of a range, in order."""
+        first, last = start // self._fanout, (stop - 1) // self._fanout
+        if last - first < len(self.leaves):
+            numbers = [number for number in range(first, last + 1) if number in self.leaves]
+        else:
+            numbers = sorted(number for number in self.leaves if first <= number <= last)
+        found: list[int] = []
+        for number in numbers:
+            leaf = self.leaves[number]
+            low, high = max(start, number * self._fanout), min(stop, (number + 1) * self._fanout)
+            if high - low <= len(leaf):
+                found += [block_no for block_no in range(low, high) if block_no in leaf]
+            else:
+                found += sorted(block_no for block_no in leaf if low <= block_no < high)
+        return found
+
+    def _drop(self, start: int, stop: int) -> None:
+        for block_no in self._written(start, stop):
+            del self.leaves[block_no // self._fanout][block_no]
 
     def _unwritten(self, start: int, stop: int) -> Iterator[Run]:
         index = bisect_left(self.zeros, (start, start))

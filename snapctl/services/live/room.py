@@ -56,7 +56,15 @@ class Room:
                 self._keep(self.promised_units)
 
     def promise(
-        self, generation: Generation, node: Node, start: int, stop: int, *, data_blocks: int, has_heir: bool
+        self,
+        generation: Generation,
+        node: Node,
+        start: int,
+        stop: int,
+        *,
+        data_blocks: int,
+        credit_blocks: int = 0,
+        has_heir: bool,
     ) -> None:
         """Promise a generation the room for a change of blocks; what it holds for them is not counted off.
 
@@ -68,6 +76,7 @@ class Room:
             start: first block.
             stop: block after the last.
             data_blocks: how many of them are written; the others are zeroed, which takes tables at both ends alone.
+            credit_blocks: more that are to be written under the same leaves.
             has_heir: the volume has a snapshot, or will have one by the time that they are applied.
 
         Raises:
@@ -83,11 +92,11 @@ class Room:
         is_known = first == last and (node.id, geometry.fanout, first) in generation.tables
         tables = set() if is_known else self._new_tables(generation, node, start, stop, is_data=is_data)
         # What is replaced is freed, and each block of it may lie under a bitmap of its own.
-        bitmaps = min(stop - start, self._bitmaps - generation.bitmaps)
+        bitmaps = min(stop - start + credit_blocks, self._bitmaps - generation.bitmaps)
         overhead = ((2 if has_heir else 1) * len(tables) + bitmaps) * geometry.table_units
         if not generation.promised_units:
             overhead += _TABLES_OF_A_COMMIT * geometry.table_units
-        units = overhead + data_blocks * geometry.block_units * copies
+        units = overhead + (data_blocks + credit_blocks) * geometry.block_units * copies
         if self.promised_units + units > self._free + (self._container.space.reserve if has_reserve else 0):
             raise self._container.space.full()
         if not has_reserve and self.promised_units + units > self._kept_units:

@@ -368,7 +368,9 @@ def test_the_bound_counts_the_memory_that_small_writes_take():
         device = served.device("db")
         for block in range(1, 40, 2):
             device.write(block * BLOCK - 1, b"xy")
-        held = sum(len(block) for block in served.cache.overlays(device.node)[0].blocks.values())
+        held = sum(
+            len(block) for leaf in served.cache.overlays(device.node)[0].leaves.values() for block in leaf.values()
+        )
         assert held <= served.cache.dirty_bytes
         await served.close()
 
