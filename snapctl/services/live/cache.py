@@ -131,13 +131,14 @@ class Cache:
         if self._held_bytes and blocks > room_blocks:
             self._wait()
             return None
-        credit = max(0, min(_CREDIT_BLOCKS, room_blocks // 8 - blocks)) if is_data else 0
+        overlay = self._open.overlays.get(node)
+        has = overlay.credit_blocks if overlay is not None else 0
+        credit = max(0, min(_CREDIT_BLOCKS - has, room_blocks // 8 - blocks)) if is_data else 0
         if not self._promise(self._open, node, start, stop, data_blocks, credit):
             credit = 0
             if not self._promise(self._open, node, start, stop, data_blocks):
                 self._wait(commits=True)
                 return None
-        overlay = self._open.overlays.get(node)
         if overlay is None:
             overlay = self._open.overlays[node] = Overlay(self._container.geometry.fanout)
             self._start_timer()
