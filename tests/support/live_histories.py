@@ -196,6 +196,11 @@ class LiveHistory(History):
         size = min(volume.size_bytes, device.size_bytes)  # a resize may be in flight
         start = self._chance.randrange(size)
         length = min(self._chance.randrange(1, self._chance.choice((600, 6000))), size - start)
+        if self._chance.random() < 0.3:  # whole blocks, many enough to go past the cache
+            start -= start % 512
+            length = min(self._chance.randrange(1, 40) * 512, (size - start) // 512 * 512)
+            if not length:
+                return
         data = bytes(length) if is_zero else self._chance.randbytes(length)
         try:
             is_taken = device.zero(start, length) if is_zero else device.write(start, data)

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from enum import Flag, auto
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from snapctl.errors import Corruption, NoSpace, SnapctlError
@@ -39,15 +40,29 @@ _ZEROED_LEAVES = 64
 _CREDIT_BLOCKS = 64
 """Blocks that a volume gets room for ahead, so that not every small write has to ask."""
 
+_MOST_LOGGED_BYTES = 256 << 10
+"""More than that is not written twice, first to the log, to save a sync."""
+
 _MOST_UNCOMMITTED_BYTES = 1 << 30
 """Fresh pages in the open transaction before it is committed; what is written again in place counts once."""
+
+
+class _Wish(Flag):
+    """What a round is wanted for."""
+
+    NONE = 0
+    APPLY = auto()
+    """Memory, or an operation."""
+    FLUSH = auto()
+    """Everything acknowledged is to be durable, if only in the log."""
+    COMMIT = auto()
 
 
 class Cache:
     """What was acknowledged and is not durable yet.
 
     Attributes:
-        most_bytes: acknowledged data to hold in memory.
+        held_bytes: data in memory.
         commits: how many were made.
         commit_seconds: how long they took, from the seal to the end.
         last_commit_seconds: how long the last one took.
@@ -62,17 +77,18 @@ class Cache:
             most_seconds: how old it may become before it is made durable without being asked.
         """
         self._container = container
-        self.most_bytes = most_bytes
+        self._most_bytes = most_bytes
         self._most_seconds = most_seconds
         self._room = Room(container)
         self._open = Generation()
+        self._logged: Generation | None = None  # older than all the others: durable, in the log
         self._sealed: deque[Generation] = deque()  # the oldest is being applied, or next
         self._applied: list[Generation] = []  # in the open transaction
-        self._held_bytes = 0
+        self.held_bytes = 0
         self._disk = ThreadPoolExecutor(1, "commit")
         self._rounds: asyncio.Task[None] | None = None
-        self._wants_round = False
-        self._wants_commit = False
+        self._wishes = _Wish.NONE
+        self._wants_log = False
         self._room_waiters: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._failure: Exception | None = None  # after which nothing more can be done
@@ -86,12 +102,17 @@ class Cache:
 
     @property
     def dirty_bytes(self) -> int:
-        """Memory that holds what has not reached the tables."""
-        return self._held_bytes
+        """What is not durable: in memory, and in pages of the open transaction."""
+        logged = 0 if self._logged is None else self._logged.held_bytes
+        return self.held_bytes - logged + self._fresh_bytes
 
     @property
-    def uncommitted_bytes(self) -> int:
-        """Pages of the open transaction, which a crash takes back."""
+    def most_dirty_bytes(self) -> int:
+        """How much of that it takes."""
+        return self._most_bytes + _MOST_UNCOMMITTED_BYTES
+
+    @property
+    def _fresh_bytes(self) -> int:
         return self._container.space.fresh_units * self._container.geometry.unit
 
     def overlays(self, node: Node) -> list[Overlay]:
@@ -99,6 +120,8 @@ class Cache:
         found = [self._open.overlays[node]] if node in self._open.overlays else []
         if self._sealed:
             found += [sealed.overlays[node] for sealed in reversed(self._sealed) if node in sealed.overlays]
+        if self._logged is not None and node in self._logged.overlays:
+            found.append(self._logged.overlays[node])
         if node in self._aside:
             found.append(self._aside[node])
         return found
@@ -127,9 +150,9 @@ class Cache:
         size = self._container.block_size
         is_data = data_blocks == stop - start
         blocks = max(1, data_blocks)
-        room_blocks = (self.most_bytes - self._held_bytes) // size
-        if self._held_bytes and blocks > room_blocks:
-            self._wait()
+        room_blocks = (self._most_bytes - self.held_bytes) // size
+        if self.held_bytes and blocks > room_blocks:
+            self._wait(_Wish.APPLY)
             return None
         overlay = self._open.overlays.get(node)
         has = overlay.credit_blocks if overlay is not None else 0
@@ -137,7 +160,7 @@ class Cache:
         if not self._promise(self._open, node, start, stop, data_blocks, credit):
             credit = 0
             if not self._promise(self._open, node, start, stop, data_blocks):
-                self._wait(commits=True)
+                self._wait(_Wish.COMMIT)
                 return None
         if overlay is None:
             overlay = self._open.overlays[node] = Overlay(self._container.geometry.fanout)
@@ -145,9 +168,9 @@ class Cache:
         held = (blocks + credit) * size
         overlay.credit_blocks += credit
         self._open.held_bytes += held
-        self._held_bytes += held
-        if self._held_bytes * 2 > self.most_bytes:
-            self._want_round()
+        self.held_bytes += held
+        if self.held_bytes * 2 > self._most_bytes:
+            self._want(_Wish.APPLY)
         return overlay
 
     def write_through(self, node: Node, start: int, data: memoryview) -> bool:
@@ -174,8 +197,8 @@ class Cache:
             return False
         self._room.applied(direct)
         self._applied = self._applied or [direct]
-        if node in self._open.overlays:
-            self._open.overlays[node].forget(start, stop)
+        for overlay in self.overlays(node):
+            overlay.forget(start, stop)
         self._start_timer()
         self._bound_transaction()
         return True
@@ -201,16 +224,16 @@ class Cache:
             return False
         return True
 
-    def _wait(self, *, commits: bool = False) -> None:
+    def _wait(self, wish: _Wish) -> None:
         """Begin a round, for somebody who needs room; raises what kept the last one from making any."""
         if self._stuck is not None:
             raise self._stuck
-        self._want_round(commits=commits)
+        self._want(wish)
 
     async def until_room(self) -> None:
         """Return after the next round, or at once if the cache is empty."""
         if self._is_dirty and self._failure is None:
-            self._want_round(commits=not self._held_bytes)
+            self._want(_Wish.APPLY if self.held_bytes else _Wish.COMMIT)
             waiter = asyncio.get_running_loop().create_future()
             self._room_waiters.append(waiter)
             await waiter
@@ -227,7 +250,7 @@ class Cache:
             generation = self._applied[-1]
         else:
             return
-        self._want_round(commits=True)
+        self._want(_Wish.FLUSH)
         await generation.until_durable()
 
     async def do(self, operation: Operation[T]) -> T:
@@ -236,8 +259,13 @@ class Cache:
             raise self._failure
         self._open.operation = operation
         self._seal()
-        self._want_round()
+        self._want(_Wish.APPLY)
         return await operation.done
+
+    async def retire(self) -> None:
+        """Make everything durable, and do without the log from now on; raises as `flush`."""
+        if self._container.writable:
+            await self.do(Operation(lambda container: container.drop_log()))
 
     def look_for_room(self) -> None:
         """Take note that room may have come free otherwise than by a round."""
@@ -248,7 +276,7 @@ class Cache:
         """End the rounds after the one in flight; what is not durable is lost, so flush before. Who waits is told."""
         closed = SnapctlError(f"{self._container.path} has been closed")
         self._failure = self._failure or closed
-        self._open.revoke()
+        self._revoke(self._open)
         self._stop_timer()
         try:
             if self._rounds is not None:
@@ -260,16 +288,26 @@ class Cache:
 
     @property
     def _is_dirty(self) -> bool:
-        return self._open.is_dirty or bool(self._sealed or self._applied)
+        return self._open.is_dirty or bool(self._logged or self._sealed or self._applied)
 
     def _seal(self) -> None:
+        self._revoke(self._open)
         self._sealed.append(self._open)
         self._open = Generation()
+
+    def _revoke(self, generation: Generation) -> None:
+        """Take back the room that was given ahead; every write has to ask again."""
+        for node, overlay in generation.overlays.items():
+            self._room.give_back(generation, node, overlay.credit_blocks)
+            held = overlay.credit_blocks * self._container.block_size
+            overlay.credit_blocks = 0
+            generation.held_bytes -= held
+            self.held_bytes -= held
 
     def _start_timer(self) -> None:
         if self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._most_seconds, lambda: self._want_round(commits=True))
+            self._timer = loop.call_later(self._most_seconds, self._want, _Wish.COMMIT)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -277,32 +315,57 @@ class Cache:
             self._timer = None
 
     def _bound_transaction(self) -> None:
-        if self.uncommitted_bytes > _MOST_UNCOMMITTED_BYTES:
-            self._want_round(commits=True)
+        if self._fresh_bytes > _MOST_UNCOMMITTED_BYTES:
+            self._want(_Wish.COMMIT)
 
-    def _want_round(self, *, commits: bool = False) -> None:
-        """Have a round soon, or another one after that in flight; one that `commits` makes all durable."""
-        self._wants_round = True
-        if commits:
-            self._wants_commit = True
-            self._stop_timer()
+    def _want(self, wish: _Wish) -> None:
+        """Have a round soon, or another one after that in flight."""
+        self._wishes |= wish
         if self._rounds is None:
             self._rounds = asyncio.get_running_loop().create_task(self._run(), name="commits")
 
     async def _run(self) -> None:
         try:
-            while self._wants_round and self._failure is None:
-                self._wants_round = False
-                commits, self._wants_commit = self._wants_commit, False
+            while self._wishes is not _Wish.NONE and self._failure is None:
+                wishes, self._wishes = self._wishes, _Wish.NONE
+                if wishes is _Wish.FLUSH and await self._log():
+                    continue
+                if self._logged is not None:
+                    self._sealed.appendleft(self._logged)
+                    self._logged = None
                 if self._open.overlays:
                     self._seal()
-                while await self._round(commits=commits):
+                while await self._round(commits=wishes is not _Wish.APPLY):
                     pass
                 self._tell_of_room()
         except Exception as error:  # noqa: BLE001 whoever waits is told, whatever it is
             self._fail(error)
         finally:
             self._rounds = None
+
+    async def _log(self) -> bool:
+        """Make the open generation durable by a record in the log; returns False if that takes a commit."""
+        generation = self._open
+        if self._sealed or self._applied or generation.data_blocks * self._container.block_size > _MOST_LOGGED_BYTES:
+            return False
+        self._wants_log = True
+        changes = [Change(node, overlay.zeros, overlay.blocks()) for node, overlay in generation.overlays.items()]
+        try:
+            if not self._container.log(changes):
+                return False
+        except NoSpace:
+            return False
+        self._seal()
+        await asyncio.get_running_loop().run_in_executor(self._disk, self._container.sync_log)
+        self._sealed.popleft()
+        if self._logged is None:
+            self._logged = generation
+        else:
+            self._room.merge(self._logged, generation)
+            self._logged.cover(generation)
+        generation.settle()
+        self._start_timer()
+        return True
 
     def _tell_of_room(self) -> None:
         """Have those who wait for room look again."""
@@ -324,7 +387,7 @@ class Cache:
         except SnapctlError as fatal:
             self._failure = self._failure or fatal
         self._failure = self._failure or error
-        self._open.revoke()
+        self._revoke(self._open)
         self._tell_all(error)
 
     async def _round(self, *, commits: bool) -> bool:
@@ -349,7 +412,7 @@ class Cache:
     def _take_over(self, generation: Generation) -> None:
         """Take note that a generation is in the tables and needs no memory any more."""
         self._room.applied(generation)
-        self._held_bytes -= generation.held_bytes
+        self.held_bytes -= generation.held_bytes
         generation.overlays.clear()
         self._applied.append(generation)
         self._tell_of_room()
@@ -391,6 +454,7 @@ class Cache:
             except Exception as error:
                 operation.fail(error)
                 raise
+            self._revoke(self._open)
             for generation in (*self._sealed, self._open):
                 generation.cut()
         operation.succeed()
@@ -430,6 +494,9 @@ class Cache:
     async def _commit(self) -> None:
         """Make the open transaction durable."""
         began = time.monotonic()
+        self._stop_timer()
+        if self._wants_log:
+            self._container.make_log(self._room.promised_units * self._container.geometry.unit)
         if again := self._container.seal():
             while again:
                 await asyncio.get_running_loop().run_in_executor(self._disk, self._container.make_durable)

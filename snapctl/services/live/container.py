@@ -88,7 +88,7 @@ class LiveContainer:
             SnapctlError: as `flush`; the container is closed all the same.
         """
         try:
-            await self.cache.flush()
+            await self.cache.retire()
         finally:
             await self.cache.close()
             self.container.close()
@@ -129,7 +129,7 @@ class LiveContainer:
         cache = self.cache
         return {
             "dirty_bytes": cache.dirty_bytes,
-            "most_dirty_bytes": cache.most_bytes,
+            "most_dirty_bytes": cache.most_dirty_bytes,
             "commits": cache.commits,
             "commit_nanoseconds": round(cache.commit_seconds * 1e9),
             "last_commit_nanoseconds": round(cache.last_commit_seconds * 1e9),

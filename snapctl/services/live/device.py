@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from snapctl.services.live.cache import Cache
 
 
-_WRITE_THROUGH_BYTES = 64 << 10
-"""Aligned writes of this size and more need not pass through memory: their pages lie side by side as it is."""
+_WRITE_THROUGH_BYTES, _WRITE_THROUGH_BLOCKS = 64 << 10, 16
+"""Writes of whole blocks, of so many bytes or blocks, need not wait in memory for neighbours: they have enough."""
 
 
 class Device:
@@ -37,6 +37,7 @@ class Device:
         self.node = node
         self.block_size = node.container.block_size
         self._fanout = node.container.geometry.fanout
+        self._write_through_bytes = min(_WRITE_THROUGH_BYTES, _WRITE_THROUGH_BLOCKS * self.block_size)
 
     @property
     def name(self) -> str:
@@ -93,7 +94,7 @@ class Device:
         length = len(data)
         first, at = divmod(offset, size)
         count, rest = divmod(length, size)
-        if not (at or rest) and first % fanout + count <= fanout:
+        if not (at or rest) and first % fanout + count <= fanout and length < self._write_through_bytes:
             overlay = self._cache.open_overlay(self.node)
             leaf = None if overlay is None else overlay.leaves.get(first // fanout)
             is_inside = offset + length <= self.node.size_bytes
@@ -175,7 +176,7 @@ class Device:
             return True
         size, end = self.block_size, offset + length
         first, stop = offset // size, -(-end // size)
-        is_large = length >= _WRITE_THROUGH_BYTES and not (offset % size or end % size)
+        is_large = length >= self._write_through_bytes and not (offset % size or end % size)
         if is_large and self._cache.write_through(self.node, first, view):
             return True
         head = self._patched(first, offset, view) if offset % size or length < size else None

@@ -91,6 +91,11 @@ class Generation:
         return bool(self.overlays) or self.operation is not None
 
     @property
+    def data_blocks(self) -> int:
+        """How many blocks were written."""
+        return sum(len(leaf) for overlay in self.overlays.values() for leaf in overlay.leaves.values())
+
+    @property
     def wanted(self) -> Operation[Any] | None:
         """The operation, if anybody waits for it."""
         return self.operation if self.operation is not None and self.operation.is_waited_for else None
@@ -108,15 +113,18 @@ class Generation:
 
     def cut(self) -> None:
         """Drop what lies beyond the end of volumes that have become smaller: they may grow over it again."""
-        self.revoke()
         for node, overlay in self.overlays.items():
             if not node.is_gone:
                 overlay.cut(node.size_bytes, node.container.block_size)
 
-    def revoke(self) -> None:
-        """Have every write ask for room again."""
-        for overlay in self.overlays.values():
-            overlay.credit_blocks = 0
+    def cover(self, newer: Generation) -> None:
+        """Take in what was acknowledged later, but for whoever waits for it."""
+        self.held_bytes += newer.held_bytes
+        for node, overlay in newer.overlays.items():
+            if node in self.overlays:
+                self.overlays[node].cover(overlay)
+            else:
+                self.overlays[node] = overlay
 
     def settle(self) -> None:
         """Tell those who wait for its writes that they are durable."""

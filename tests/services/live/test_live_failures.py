@@ -371,7 +371,7 @@ def test_the_bound_counts_the_memory_that_small_writes_take():
         held = sum(
             len(block) for leaf in served.cache.overlays(device.node)[0].leaves.values() for block in leaf.values()
         )
-        assert held <= served.cache.dirty_bytes
+        assert held <= served.cache.held_bytes
         await served.close()
 
     run(scenario())
