@@ -30,6 +30,26 @@ _KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02
 """FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE of linux/falloc.h."""
 _STAT_BLOCK_BYTES = 512
 """What st_blocks counts, whatever the file system's blocks are."""
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
+_NO_NOWAIT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+"""What a system or a file system says that knows nothing of reads which do not wait."""
+_WARM_BYTES = 1 << 20
+
+
+class NotCached(Exception):
+    """Bytes that a `FileBackend` was to read from the page cache alone are not all there.
+
+    No error: the reader is to have them fetched and to ask again.
+
+    Attributes:
+        offset: where the missing bytes begin in the file.
+        length: how many there are at most.
+    """
+
+    def __init__(self, offset: int, length: int) -> None:
+        super().__init__(f"bytes {offset} to {offset + length} are not in memory")
+        self.offset = offset
+        self.length = length
 
 
 class Backend(Protocol):
@@ -83,11 +103,21 @@ class Backend(Protocol):
 
 
 class FileBackend:
-    """A regular file, addressed by position, never by a shared offset."""
+    """A regular file, addressed by position, never by a shared offset.
+
+    Attributes:
+        fd: its descriptor.
+        cached_only: while set, `read_into` raises `NotCached` rather than wait for the disk, where the system can tell.
+            For a while around reads that change nothing: whoever gets that exception has the range fetched by `warm`,
+            on another thread, and asks again. The cache may have forgotten it by then, so the last try must wait.
+    """
+
+    cached_only = False
 
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self.fd = fd
+        self._nowait = _NOWAIT
 
     @classmethod
     def open(cls, path: str, *, writable: bool) -> FileBackend:
@@ -178,18 +208,45 @@ class FileBackend:
             raise self._failure("stat", error) from error
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
-        """See `Backend`."""
+        """See `Backend`.
+
+        Raises:
+            NotCached: `cached_only` is set and some of it is not in memory.
+        """
         view = memoryview(buffer)
         done = 0
         while done < len(view):
+            flags = self._nowait if self.cached_only else 0
             try:
-                got = os.preadv(self.fd, [view[done:]], offset + done)
+                got = os.preadv(self.fd, [view[done:]], offset + done, flags)
             except OSError as error:
+                if flags and error.errno == errno.EAGAIN:
+                    raise NotCached(offset + done, len(view) - done) from None
+                if flags and error.errno in _NO_NOWAIT:
+                    self._nowait = 0
+                    continue
                 raise self._failure("read", error) from error
             if got == 0:
                 break
             done += got
         return done
+
+    def warm(self, offset: int, length: int) -> None:
+        """Have the system read a range into the page cache, on whatever thread this is called.
+
+        Raises:
+            IoFailure: the system refuses.
+        """
+        scratch = memoryview(bytearray(min(length, _WARM_BYTES)))
+        end = offset + length
+        while offset < end:
+            try:
+                got = os.preadv(self.fd, [scratch[: end - offset]], offset)
+            except OSError as error:
+                raise self._failure("read", error) from error
+            if got == 0:
+                break
+            offset += got
 
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """See `Backend`."""

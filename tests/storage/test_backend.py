@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapctl.errors import IoFailure, NameTaken, NoSpace, NotAContainer, SnapctlError
-from snapctl.storage.backend import Backend, FileBackend
+from snapctl.storage.backend import Backend, FileBackend, NotCached
 from tests.support.backends import (
     FailingBackend,
     MemoryBackend,
@@ -22,6 +22,9 @@ from tests.support.backends import (
     Stopped,
     StoppingBackend,
 )
+from tests.support.page_cache import ColdCache
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks for what Linux alone has")
 
 
 @pytest.fixture
@@ -185,7 +188,7 @@ def test_a_write_for_which_there_is_room_in_part_is_no_space(file: FileBackend):
     assert read(file, 0, 9000) == b"c" * 8192
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+@linux
 def test_no_descriptor_is_left_behind_by_a_refusal(path: Path):
     fifo = path.with_name("fifo")
     os.mkfifo(fifo)
@@ -194,6 +197,71 @@ def test_no_descriptor_is_left_behind_by_a_refusal(path: Path):
         with pytest.raises(SnapctlError):
             FileBackend.open(name, writable=True)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@linux
+def test_a_read_from_the_cache_alone_says_what_is_missing_until_it_was_fetched(file: FileBackend, path: Path):
+    file.write(0, [b"a" * 65536, b"b" * 65536])
+    with ColdCache(str(path)) as cache:
+        file.warm(0, 32768)
+        file.cached_only = True
+        assert read(file, 100, 1000) == b"a" * 1000
+        buffer = bytearray(65536)
+        for offset, missing in ((40000, (40000, 65536)), (16384, (32768, 49152)), (65536, (65536, 65536))):
+            with pytest.raises(NotCached) as caught:
+                file.read_into(offset, buffer)
+            assert (caught.value.offset, caught.value.length) == missing
+        file.warm(32768, 98304)
+        assert read(file, 16384, 65536) == b"a" * 49152 + b"b" * 16384
+        cache.held.clear()
+        file.cached_only = False
+        assert read(file, 65000, 1000) == b"a" * 536 + b"b" * 464
+
+
+@linux
+def test_what_the_system_has_dropped_from_its_cache_is_read_again_once_it_was_fetched(file: FileBackend):
+    """With the system's own cache, which may keep what it was told to drop."""
+    data = os.urandom(1 << 20)
+    file.write(0, [data])
+    file.sync()
+    os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    file.cached_only = True
+    for offset in range(0, len(data), 65536):
+        try:
+            found = read(file, offset, 65536)
+        except NotCached as missing:
+            file.warm(missing.offset, missing.length)
+            file.cached_only = False
+            found = read(file, offset, 65536)
+            file.cached_only = True
+        assert found == data[offset : offset + 65536]
+
+
+def test_a_read_from_the_cache_alone_ends_where_the_file_does(file: FileBackend):
+    file.write(0, [b"abcdef"])
+    file.warm(0, 1 << 22)
+    file.cached_only = True
+    assert read(file, 4, 100) == b"ef"
+    assert read(file, 6, 1) == b""
+
+
+@linux
+def test_where_the_system_cannot_tell_what_is_cached_reads_wait_as_ever():
+    """A file of the system's own, which knows no reads that do not wait."""
+    file = FileBackend.open("/proc/self/cmdline", writable=False)
+    with pytest.raises(OSError, match="not supported"):
+        os.preadv(file.fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+    file.cached_only = True
+    assert read(file, 0, 1 << 16) == Path("/proc/self/cmdline").read_bytes()
+    file.close()
+
+
+def test_a_failure_to_read_is_one_also_from_the_cache_alone(file: FileBackend):
+    file.cached_only = True
+    file.close()
+    for use in (lambda: file.read_into(0, bytearray(1)), lambda: file.warm(0, 1)):
+        with pytest.raises(IoFailure, match="Bad file descriptor"):
+            use()
 
 
 @given(st.lists(st.tuples(st.integers(0, 3000), st.lists(st.binary(max_size=40), max_size=4)), max_size=8))
