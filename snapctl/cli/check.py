@@ -133,6 +133,7 @@ def _fields(container: str, report: Report) -> dict[str, object]:
         "nodes": report.nodes,
         "pages_checked": report.pages_checked,
         "data_bytes": report.data_bytes,
+        "logged_flushes": report.logged_flushes,
         "findings": [_finding(finding) for finding in report.findings],
     }
 
@@ -146,7 +147,10 @@ def _print(container: str, report: Report) -> None:
     faults = sum(finding.severity.is_fault for finding in report.findings)
     verdict = output.count(faults, "finding") if faults else "no errors"
     nodes, pages = output.count(report.nodes, "node"), output.count(report.pages_checked, "page")
-    output.emit_lines([f"{container}: {verdict}; checked {nodes}, {pages}, {format_size(report.data_bytes)} of data"])
+    checked = f"{nodes}, {pages}, {format_size(report.data_bytes)} of data"
+    if report.logged_flushes:
+        checked += f", {output.count(report.logged_flushes, 'record')} of the log"
+    output.emit_lines([f"{container}: {verdict}; checked {checked}"])
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:

@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from snapctl.engine import deletion
+from snapctl.engine import deletion, recovery
 from snapctl.engine.model import Cow, Kind, Usage
 from snapctl.engine.session import Session
 from snapctl.errors import BadName, NameTaken, NodeNotFound, SnapctlError
@@ -14,7 +14,8 @@ from snapctl.format.geometry import DEFAULT_BLOCK_SIZE, DEFAULT_TABLE_SIZE, Geom
 from snapctl.format.record import State, check_name
 from snapctl.storage import lock
 from snapctl.storage.backend import Backend, FileBackend
-from snapctl.storage.store import Store
+from snapctl.storage.scratch import ScratchBackend
+from snapctl.storage.store import Store, open_locked
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -76,11 +77,11 @@ class Container(Session):
             Corruption: its superblock, space map or snapshot list is damaged.
             IoFailure: the system refuses.
         """
-        store = Store.open_file(path, writable=writable, wait_seconds=wait_seconds)
+        backend = open_locked(path, writable=writable, wait_seconds=wait_seconds)
         try:
-            return cls(store)._ready()
+            return cls.adopt(backend, writable=writable)
         except BaseException:
-            store.pages.backend.close()
+            backend.close()
             raise
 
     @classmethod
@@ -93,8 +94,19 @@ class Container(Session):
 
     @classmethod
     def adopt(cls, backend: Backend, *, writable: bool = True) -> Container:
-        """Open what stands in a file of any backend, which its owner locks; raises as `open`."""
-        return cls(Store.adopt(backend, writable=writable))._ready()
+        """Open what stands in a file of any backend, which its owner locks; raises as `open`.
+
+        What a writer that died has left in a log is part of it: written, it is committed first.
+
+        Raises:
+            NoSpace: there is no room for that.
+        """
+        if writable:
+            return cls(Store.adopt(backend, writable=True))._ready()
+        store, replayed = recovery.adopt_to_read(backend, cls)
+        container = cls(store)
+        container.replayed_records = replayed
+        return container
 
     def destroy(self) -> None:
         """Unlink the file of a container that was made for nothing, while its lock keeps everybody else out."""
@@ -126,6 +138,8 @@ class Container(Session):
     def file_identity(self) -> tuple[int, int]:
         """What tells its file from all others on this machine, copies of it included: (device, inode)."""
         backend = self._store.pages.backend
+        if isinstance(backend, ScratchBackend):
+            backend = backend.below
         return backend.identity() if isinstance(backend, FileBackend) else (0, 0)
 
     @property
@@ -305,8 +319,10 @@ class Container(Session):
         return deleted
 
     def _ready(self) -> Self:
-        """Delete what imports left that never came to their end; what cannot be deleted stays hidden."""
-        for node_id in sorted(self._list.unfinished) if self.writable else ():
+        """Replay the log; delete imports that never came to their end, of which what cannot be deleted stays hidden."""
+        if self.superblock.log_pages:
+            recovery.replay(self)
+        for node_id in sorted(self._list.unfinished):
             try:
                 self.discard(self.by_id(node_id))
                 self.commit()

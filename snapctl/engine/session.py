@@ -8,9 +8,11 @@ is refused until then.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+from snapctl.engine import recovery
 from snapctl.engine.model import Cow, Kind
 from snapctl.engine.node import Node
 from snapctl.engine.snapshot_list import SnapshotList
@@ -22,13 +24,21 @@ from snapctl.format.record import NodeRecord, State
 from snapctl.format.superblock import Superblock
 from snapctl.storage import lock
 from snapctl.storage.backend import FileBackend
+from snapctl.storage.log import log_units
 from snapctl.storage.pages import PageFile
+from snapctl.storage.scratch import ScratchBackend
 from snapctl.storage.spacemap import SpaceMap
 from snapctl.storage.store import Pinned, Store
+from snapctl.storage.superblocks import choose_superblocks
 from snapctl.storage.tabletree import TableTree
 from snapctl.storage.view import ViewBackend
 
+if TYPE_CHECKING:
+    from snapctl.engine.recovery import Change
+
 _RESIDENT_BYTES = 64 * 1024 * 1024
+_LOGS_OF_ROOM = 4
+"""How many logs there must be room for before one is made."""
 
 
 class Session:
@@ -38,6 +48,7 @@ class Session:
         most_resident_tables: tables kept in memory, changed or not, before they are written out or forgotten.
         zero_block: a block of zeros.
         zero_checksum: its checksum.
+        replayed_records: flushes that were found in a log on opening.
     """
 
     def __init__(self, store: Store) -> None:
@@ -47,6 +58,7 @@ class Session:
         self.most_resident_tables = _RESIDENT_BYTES // store.geometry.table_size
         self.zero_block = bytes(store.geometry.block_size)
         self.zero_checksum = crc32c(self.zero_block)
+        self.replayed_records = 0
         self._is_changed = self._is_sealed = self._is_broken = False
         self._begin()
 
@@ -227,6 +239,75 @@ class Session:
         self._is_changed = self._is_sealed = False
         return False
 
+    @property
+    def has_log(self) -> bool:
+        """Whether the last commit has a log to write to."""
+        return self._store.log is not None
+
+    def make_log(self, promised_bytes: int = 0) -> bool:
+        """Begin a log in the open transaction, for `log` to write to once that is committed.
+
+        Args:
+            promised_bytes: room that the caller has promised to others.
+
+        Returns:
+            Whether it was begun; not if there is one, or not plenty of room beside it.
+
+        Raises:
+            IoFailure: the system refuses; the container has to be reopened.
+        """
+        self.check_writable()
+        store, unit = self._store, self._geometry.unit
+        held = self.superblock.pages_used * unit + store.pages.reserve.length(store.pages.end_page)
+        free = min(store.space.room * unit, store.pages.backend.room() - held)
+        if store.names_log or free < promised_bytes + _LOGS_OF_ROOM * log_units(self._geometry) * unit:
+            return False
+        with self.changing():
+            return store.make_log()
+
+    def log(self, changes: Sequence[Change]) -> bool:
+        """Write down changes of blocks before they are brought to the tables; they are durable after `sync_log`.
+
+        Whoever calls this applies the same changes, in the same order, before the next commit, which empties the log.
+
+        Returns:
+            Whether they are written down; not if there is no log, or no room in it: then only a commit will do.
+
+        Raises:
+            SnapctlError: the open transaction has changes, a commit is in flight, the last record was not synced, or
+                the changes do not fit their volumes.
+            NoSpace: the file system has no room, though the log is there; likewise.
+            IoFailure: the system refuses; the container has to be reopened.
+        """
+        self.check_writable()
+        if self._is_changed or self._is_sealed:
+            raise SnapctlError(f"{self.path} has changes that only a commit can make durable")
+        if self._store.log is None:
+            return False
+        entries, blocks = recovery.written_down(changes)
+        return not entries or self._store.log.append(entries, blocks)
+
+    def sync_log(self) -> None:
+        """Make what was logged durable; others may read and write meanwhile, on another thread.
+
+        Raises:
+            IoFailure: the system refuses; the container has to be reopened.
+        """
+        if self._store.log is None:
+            raise SnapctlError(f"{self.path} has no log")
+        self._store.log.sync()
+
+    def drop_log(self) -> None:
+        """Give up the log in the open transaction, to which everything in it has been applied.
+
+        Raises:
+            Corruption: by the space map its pages are not in use.
+        """
+        self.check_writable()
+        if self._store.names_log:
+            with self.changing():
+                self._store.drop_log()
+
     def settle(self) -> None:
         """Make durable what was found on opening, which a process that died may have left in the system's cache.
 
@@ -287,6 +368,9 @@ class Session:
             Corruption: what was committed meanwhile cannot be read.
         """
         backend = self._store.pages.backend
+        base = backend.base if isinstance(backend, ScratchBackend) else self.superblock
+        if isinstance(backend, ScratchBackend):
+            backend = backend.below
         if isinstance(backend, ViewBackend):
             if not backend.renew():
                 return
@@ -298,9 +382,8 @@ class Session:
             except BaseException:
                 backend.close()
                 raise
-        store = Store.adopt(backend, writable=False)
-        if store.superblock != self._store.superblock:
-            self._store = store
+        if choose_superblocks(backend)[0] != base:
+            self._store, self.replayed_records = recovery.adopt_to_read(backend, type(self))
             self._begin(self._nodes)
 
     def check_writable(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from construct import Bytes, BytesInteger, Const, Int8ul, Int32ul, Int64ul, Struct
 
 MAGIC = b"SNAPCTL\0"
+LOG_MAGIC = b"SNAPLOG\0"
 FORMAT_VERSION = 1
 SUPERBLOCK_BYTES = 4096
 
@@ -42,6 +43,7 @@ _superblock_fields = (
     "log_page" / Int64ul,
     "log_pages" / Int64ul,
     "repaired_from" / Int64ul,
+    "log_key" / Int64ul,
 )
 _superblock_used = sum(field.sizeof() for field in _superblock_fields)
 
@@ -74,3 +76,21 @@ _record_fields = (
 _record_used = sum(field.sizeof() for field in _record_fields)
 
 NodeRecord = Struct(*_record_fields, "reserved_b" / Const(bytes(512 - _record_used)))
+
+LogRecord = Struct(
+    "magic" / Const(LOG_MAGIC),
+    "key" / Int64ul,
+    "index" / Int64ul,
+    "length_bytes" / Int32ul,
+    "entries" / Int32ul,
+    "reserved" / Const(bytes(4)),
+    "checksum" / Int32ul,
+)
+
+LogEntry = Struct(
+    "node" / Int64ul,
+    "start" / Int64ul,
+    "stop" / Int64ul,
+    "kind" / Int32ul,
+    "reserved" / Const(bytes(4)),
+)

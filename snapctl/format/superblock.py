@@ -7,7 +7,7 @@ and otherwise ignored, so that a compatible feature may use them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from construct import ConstructError
@@ -23,7 +23,11 @@ SLOTS = 2
 COPIES = 2
 _COPY_DISTANCE = 32 * 1024
 KNOWN_READ_ONLY_COMPATIBLE = 0
-KNOWN_INCOMPATIBLE = 0
+LOG_FEATURE = 1
+"""The incompatible feature of a superblock that names a log."""
+KNOWN_INCOMPATIBLE = LOG_FEATURE
+LARGEST_LOG_BYTES = 16 << 20
+"""Of a whole log, which is read into memory when it is replayed."""
 _LARGEST_NUMBER = 1 << 63
 _CHECKSUM_AT = SUPERBLOCK_BYTES - 4
 
@@ -38,6 +42,9 @@ class Superblock:
         pages_limit: capacity in units, 0 for none.
         repaired_from: the transaction whose damaged state this one replaced; 0 if it is no repair, or
             not one that can be undone any more.
+        log_page: the first page of the log.
+        log_pages: units of the log; 0 if there is none.
+        log_key: what marks the records that continue this state, and no other.
     """
 
     geometry: Geometry
@@ -54,11 +61,20 @@ class Superblock:
     read_only_compatible: int = 0
     incompatible: int = 0
     repaired_from: int = 0
+    log_page: int = 0
+    log_pages: int = 0
+    log_key: int = 0
 
     @property
     def slot(self) -> int:
         """The slot it is written to, 0 or 1."""
         return self.transaction % SLOTS
+
+    def with_log(self, page_no: int, units: int, key: int) -> Superblock:
+        """The same state, naming a log of `units` from a page on, or with 0 units none."""
+        incompatible = self.incompatible & ~LOG_FEATURE | (LOG_FEATURE if units else 0)
+        where = (page_no, units, key) if units else (0, 0, 0)
+        return replace(self, incompatible=incompatible, log_page=where[0], log_pages=where[1], log_key=where[2])
 
 
 def copy_offset(slot: int, copy: int) -> int:
@@ -111,6 +127,8 @@ def parse(page: bytes) -> Superblock:
         incompatible=raw.incompatible,
         repaired_from=raw.repaired_from,
     )
+    if raw.incompatible & LOG_FEATURE:
+        found = replace(found, log_page=raw.log_page, log_pages=raw.log_pages, log_key=raw.log_key)
     check_bounds(found)
     return found
 
@@ -133,9 +151,10 @@ def build(superblock: Superblock) -> bytes:
         "node_count": superblock.node_count,
         "snapshot_list": pointer_fields(superblock.snapshot_list),
         "space_map": pointer_fields(superblock.space_map),
-        "log_page": 0,
-        "log_pages": 0,
+        "log_page": superblock.log_page,
+        "log_pages": superblock.log_pages,
         "repaired_from": superblock.repaired_from,
+        "log_key": superblock.log_key,
         "reserved_b": bytes(layout.Superblock.reserved_b.sizeof()),
         "checksum": 0,
     }
@@ -173,6 +192,14 @@ def check_bounds(found: Superblock) -> None:
         and found.next_node_id < _LARGEST_NUMBER
         and found.snapshot_list.kind == PAGE
         and found.space_map.kind == PAGE
+        and (_has_sane_log(found) if found.incompatible & LOG_FEATURE else found.log_pages == 0)
     )
     if not sane:
         raise Corruption("superblock holds numbers that contradict each other")
+
+
+def _has_sane_log(found: Superblock) -> bool:
+    return (
+        0 < found.log_pages <= LARGEST_LOG_BYTES // found.geometry.unit
+        and found.geometry.first_page <= found.log_page <= found.pages_total - found.log_pages
+    )

@@ -136,6 +136,15 @@ class PageFile:
             self._failure = str(error)
             raise
 
+    def write_log(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        """Write a record of the log at an offset in bytes; raises as `write_run`, but for a page out of place."""
+        self.check_usable()
+        try:
+            self.backend.write(offset, buffers)
+        except IoFailure as error:
+            self._failure = str(error)
+            raise
+
     def write_pages(self, pages: Iterable[tuple[int, Buffer]]) -> None:
         """Write single pages, joining those that are neighbours on disk into one call; raises as `write_run`."""
         run: list[Buffer] = []

@@ -239,6 +239,16 @@ class SpaceMap:
         self._settle()
         raise self.full()
 
+    def allocate_run(self, units: int) -> int:
+        """Take one long run near the end of the file, so that no other bitmaps have to be searched for it.
+
+        Raises:
+            NoSpace: there is none, or the capacity is exhausted.
+        """
+        last = self._pages.end_page // self._geometry.units_per_bitmap
+        self._first_candidate[units] = max(0, last - 1)
+        return self.allocate(units, 1)[0]
+
     def free(self, page_no: int, units: int) -> None:
         """Give back a run of units.
 

@@ -9,6 +9,7 @@ means that the commit in flight never happened.
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from typing import NamedTuple
 from snapctl.errors import (
     BadSize,
     Corruption,
+    NoSpace,
     ReadOnlyNode,
     SnapctlError,
     Truncated,
@@ -32,6 +34,7 @@ from snapctl.format.superblock import (
 )
 from snapctl.storage import lock
 from snapctl.storage.backend import Backend, FileBackend
+from snapctl.storage.log import Log, log_units
 from snapctl.storage.pages import Adopted, PageFile
 from snapctl.storage.pins import Pin
 from snapctl.storage.spacemap import SpaceMap
@@ -61,6 +64,7 @@ class Store:
     Attributes:
         superblock: as of the last commit.
         space: the space map of the open transaction.
+        log: of the last commit, if it was made here and names one.
     """
 
     def __init__(self, pages: PageFile, space: SpaceMap, superblock: Superblock, *, writable: bool) -> None:
@@ -70,6 +74,8 @@ class Store:
         self.writable = writable
         self._repairs = 0
         self._sealed: Superblock | None = None
+        self._log_run = superblock.log_page, superblock.log_pages
+        self.log: Log | None = None
         self._is_empty_commit = False
 
     @property
@@ -164,25 +170,10 @@ class Store:
             space_map=NOWHERE,
             node_count=0,
             next_node_id=next_node_id,
-        )
+        ).with_log(0, 0, 0)
         store = cls(pages, SpaceMap.rebuild(pages, blank, in_use), blank, writable=True)
         store._repairs = current.transaction
         return store
-
-    @classmethod
-    def open_file(cls, path: str, *, writable: bool, wait_seconds: float) -> Store:
-        """Open and lock a container file.
-
-        Raises:
-            Locked: others hold it for longer than `wait_seconds`.
-            SnapctlError: as `FileBackend.open` and `adopt`.
-        """
-        backend = open_locked(path, writable=writable, wait_seconds=wait_seconds)
-        try:
-            return cls.adopt(backend, writable=writable)
-        except BaseException:
-            backend.close()
-            raise
 
     def check_writable(self) -> None:
         """Refuse to change a container that was opened for reading.
@@ -215,6 +206,49 @@ class Store:
         _, previous = choose_superblocks(self.pages.backend)
         self.pages.end_page = self.superblock.pages_total
         self.space = self.space.anew(self.superblock, previous)
+        self._log_run = self.superblock.log_page, self.superblock.log_pages
+
+    @property
+    def names_log(self) -> bool:
+        """Whether the next superblock will name a log, as the open transaction has it."""
+        return self._log_run[1] > 0
+
+    def make_log(self) -> bool:
+        """Begin a log in the open transaction; it can be written to once that is committed.
+
+        Its pages are written, with zeros, so that writing them again changes nothing but their content: then a record
+        is durable with one sync of the file's data.
+
+        Returns:
+            Whether there was room for it.
+
+        Raises:
+            IoFailure: the system refuses, which poisons.
+        """
+        units = log_units(self.geometry)
+        try:
+            page_no = self.space.allocate_run(units)
+        except NoSpace:
+            return False
+        zeros = bytes(self.geometry.table_size)
+        try:
+            self.pages.write_run(page_no, [zeros] * (units * self.geometry.unit // len(zeros)))
+        except NoSpace:
+            self.space.free(page_no, units)
+            return False
+        self._log_run = page_no, units
+        return True
+
+    def drop_log(self) -> None:
+        """Give the pages of the log back in the open transaction.
+
+        Raises:
+            Corruption: they are not in use.
+        """
+        page_no, units = self._log_run
+        self._log_run = 0, 0
+        if units:
+            self.space.free(page_no, units)
 
     def pin(self) -> Pinned:
         """Keep the state of the last commit whole, whatever is done after, until `unpin`.
@@ -296,6 +330,7 @@ class Store:
             raise SnapctlError(f"nothing of {self.pages.backend.path} was sealed")
         with self.pages.poisoned_by_failure():
             self.superblock, self._sealed = done, None
+            self.log = Log(self.pages, done) if done.log_pages else None
             for page_no, units in self.space.rotate(done):
                 self.pages.punch(page_no, units)
         if not self._repairs and not self._is_empty_commit and self.space.wants_empty_commit():
@@ -308,13 +343,14 @@ class Store:
         return False
 
     def _seal(self, draft: Superblock) -> None:
+        page_no, units = self._log_run
         self._sealed = replace(
             draft,
             transaction=self.superblock.transaction + 1,
             pages_used=self.space.used,
             pages_total=self.pages.end_page,
             repaired_from=self._repairs,
-        )
+        ).with_log(page_no, units, int.from_bytes(os.urandom(8), "little"))
         check_bounds(self._sealed)
 
 

@@ -25,7 +25,13 @@ from tests.docs.markdown import Row, section, table, text_of, unquoted
 DOCUMENT = text_of("docs/format.md")
 MANUAL = mdoc.Page("man/snapctl-format.5")
 
-STRUCTURES = {"Superblock": layout.Superblock, "Pointer": layout.Pointer, "Node record": layout.NodeRecord}
+STRUCTURES = {
+    "Superblock": layout.Superblock,
+    "Pointer": layout.Pointer,
+    "Node record": layout.NodeRecord,
+    "Log record": layout.LogRecord,
+    "Log entry": layout.LogEntry,
+}
 KINDS = {name: getattr(pointer, name) for name in ("ABSENT", "PAGE", "ZERO", "PASS", "LOST")}
 
 

@@ -18,6 +18,8 @@ from snapctl.format.layout import MAGIC, SUPERBLOCK_BYTES
 from snapctl.format.pointer import NOWHERE, page_pointer
 from snapctl.format.superblock import (
     COPIES,
+    LARGEST_LOG_BYTES,
+    LOG_FEATURE,
     SLOTS,
     Superblock,
     build,
@@ -35,6 +37,8 @@ def superblocks(draw: st.DrawFn) -> Superblock:
     geometry = Geometry(draw(SIZES), draw(SIZES))
     total = draw(st.integers(geometry.first_page, geometry.max_units))
     next_id = draw(st.integers(1, (1 << 63) - 1))
+    log_pages = draw(st.integers(0, min(total - geometry.first_page, LARGEST_LOG_BYTES // geometry.unit)))
+    log_page = draw(st.integers(geometry.first_page, total - log_pages))
     return Superblock(
         geometry=geometry,
         uuid=draw(st.uuids()),
@@ -48,7 +52,7 @@ def superblocks(draw: st.DrawFn) -> Superblock:
         space_map=draw(pointers),
         compatible=draw(st.integers(0, (1 << 64) - 1)),
         read_only_compatible=draw(st.integers(0, (1 << 64) - 1)),
-    )
+    ).with_log(log_page, log_pages, draw(st.integers(0, (1 << 64) - 1)))
 
 
 SOUND = Superblock(
@@ -105,7 +109,9 @@ def test_a_built_superblock_is_what_the_layout_declares(superblock: Superblock):
         superblock.geometry.block_size,
         superblock.geometry.table_size,
     )
-    assert (declared.log_page, declared.log_pages) == (0, 0)
+    log = superblock.log_page, superblock.log_pages, superblock.log_key
+    assert (declared.log_page, declared.log_pages, declared.log_key) == log
+    assert declared.incompatible == (LOG_FEATURE if superblock.log_pages else 0)
     assert declared.checksum == crc32c(build(superblock)[:-4])
 
 
@@ -159,8 +165,8 @@ def test_a_newer_version_with_a_wrong_checksum_is_not_believed():
 
 
 def test_an_unknown_incompatible_feature_is_unsupported_and_named():
-    with pytest.raises(UnsupportedFormat, match="0x8000000000000001"):
-        parse(changed("incompatible", (1 << 63 | 1).to_bytes(8, "little")))
+    with pytest.raises(UnsupportedFormat, match="0x8000000000000002"):
+        parse(changed("incompatible", (1 << 63 | 2).to_bytes(8, "little")))
 
 
 def test_unknown_compatible_features_are_kept():

@@ -11,6 +11,7 @@ from snapctl.format.superblock import Superblock
 from snapctl.services import opening
 from snapctl.services.check.findings import Findings, Report
 from snapctl.services.check.lineage import check_lineage, full_name
+from snapctl.services.check.log import check_log
 from snapctl.services.check.nodes import check_tables, judge_records, read_records, report_lost
 from snapctl.services.check.spacemap import MapCheck
 from snapctl.services.check.superblocks import check_superblocks
@@ -61,7 +62,7 @@ def check_backend(backend: Backend, progress: Progress | None = None) -> Report:
         return Report(findings.all())
     check_superblocks(backend, current, findings)
     walk = begin_walk(backend, current, findings, progress)
-    return _check_contents(current, walk, findings)
+    return _check_contents(backend, current, walk, findings)
 
 
 def begin_walk(backend: Backend, current: Superblock, findings: Findings, progress: Progress | None) -> Walk:
@@ -80,8 +81,9 @@ def begin_walk(backend: Backend, current: Superblock, findings: Findings, progre
     return walk
 
 
-def _check_contents(current: Superblock, walk: Walk, findings: Findings) -> Report:
+def _check_contents(backend: Backend, current: Superblock, walk: Walk, findings: Findings) -> Report:
     block_size = current.geometry.block_size
+    walk.owned.claim(current.log_page, current.log_pages)
     space_map = MapCheck(current, walk, findings)
     raws, _ = read_records(current, walk, findings)
     sound, unsound = judge_records(raws, current, findings)
@@ -98,10 +100,12 @@ def _check_contents(current: Superblock, walk: Walk, findings: Findings) -> Repo
         else:
             walk.is_complete = False
     check_lineage(sound, {raw.id for raw in unsound}, findings)
+    flushes = check_log(backend, current, sound, findings)
     space_map.compare()
     return Report(
         findings.all(),
         nodes=len(raws),
         pages_checked=walk.pages_checked,
         data_bytes=walk.data_blocks * block_size,
+        logged_flushes=flushes,
     )

@@ -51,12 +51,14 @@ class Report:
         nodes: volumes and snapshots that were looked at.
         pages_checked: tables, bitmaps, pages of records and data blocks whose checksums were right.
         data_bytes: how much of that is data.
+        logged_flushes: flushes since the commit that stand in the log, sound, beside all that.
     """
 
     findings: list[Finding]
     nodes: int = 0
     pages_checked: int = 0
     data_bytes: int = 0
+    logged_flushes: int = 0
 
     @property
     def exit_code(self) -> int:

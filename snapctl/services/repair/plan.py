@@ -12,19 +12,22 @@ from dataclasses import dataclass
 from snapctl.engine.survey import walk_tree
 from snapctl.errors import Corruption
 from snapctl.format.geometry import VOLUME_DEPTH, Geometry
+from snapctl.format.logrecord import Entry
 from snapctl.format.pointer import ABSENT, NOWHERE, PASS, PASS_WORD
-from snapctl.format.record import Kind, RawRecord
+from snapctl.format.record import Kind, NodeRecord, RawRecord
 from snapctl.format.superblock import Superblock
 from snapctl.services.check.container import begin_walk
 from snapctl.services.check.faults import Fault, Faults, Ranges
 from snapctl.services.check.findings import Findings
 from snapctl.services.check.lineage import full_name
+from snapctl.services.check.log import fault_of
 from snapctl.services.check.nodes import check_tables, judge_records, read_records
 from snapctl.services.check.ownership import Ownership
 from snapctl.services.check.walk import Walk
 from snapctl.services.repair.lineage import Placed, reattach
 from snapctl.services.repair.records import LARGEST_ID, mend
 from snapctl.storage.backend import Backend
+from snapctl.storage.log import read_log
 from snapctl.storage.pages import PageFile
 from snapctl.storage.spacemap import SpaceMap
 from snapctl.storage.superblocks import choose_superblocks
@@ -87,6 +90,8 @@ class Plan:
         lost_nodes: how many there were whose records cannot be read.
         base: the superblock of the state that is repaired.
         gives_up: the transaction that is given up for it; None if it is the state of the last commit.
+        log: what was flushed after that state and is brought to its tables, as entries and their data.
+        log_faults: what is lost of that, and why.
     """
 
     geometry: Geometry
@@ -96,6 +101,8 @@ class Plan:
     lost_nodes: int
     base: Superblock
     gives_up: int | None
+    log: list[tuple[Entry, memoryview]]
+    log_faults: list[str]
 
     def in_use(self) -> Iterator[tuple[int, int]]:
         """The bitmaps of the space map to be, as (index, bits)."""
@@ -114,6 +121,10 @@ class Plan:
             )
         if self.lost_nodes:
             findings.repair("snapshot list", f"made anew; nodes whose records are lost: {self.lost_nodes}")
+        if self.log:
+            findings.repair("log", "what was flushed after the last commit is brought to the tables")
+        for fault in self.log_faults:
+            findings.repair("log", f"{fault}; what was flushed there is lost")
         for node in self.nodes:
             placed = node.placed
             name = full_name(placed.record, records)
@@ -165,7 +176,28 @@ def make_plan(backend: Backend, progress: Progress | None = None) -> Plan:
     nodes = [Salvage(node, *found.get(node.record.id, (Faults(), 0)), _gaps(walk.pages, base, node)) for node in placed]
     lost_nodes = max(0, base.node_count - len(raws))
     gives_up = None if base == current else current.transaction
-    return Plan(current.geometry, nodes, walk.owned, next_id, lost_nodes, base, gives_up)
+    log, log_faults = _read_log(backend, base, {node.placed.record.id: node.placed.record for node in nodes})
+    if base != current and read_log(backend, current).records:
+        log_faults.append(f"transaction {current.transaction} is given up, and with it what followed")
+    return Plan(current.geometry, nodes, walk.owned, next_id, lost_nodes, base, gives_up, log, log_faults)
+
+
+def _read_log(
+    backend: Backend, base: Superblock, nodes: dict[int, NodeRecord]
+) -> tuple[list[tuple[Entry, memoryview]], list[str]]:
+    """What the log has of the nodes that are kept, and what is wrong with the rest."""
+    logged = read_log(backend, base)
+    kept: list[tuple[Entry, memoryview]] = []
+    faults: dict[str, None] = {}
+    for record in logged.records:
+        for entry, data in record.parts(base.geometry.block_size):
+            if fault := fault_of(entry, nodes, base):
+                faults[fault] = None
+            else:
+                kept.append((entry, data))
+    if logged.damage:
+        faults[logged.damage] = None
+    return kept, list(faults)
 
 
 def _gaps(pages: PageFile, base: Superblock, placed: Placed) -> Ranges:

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import replace
 
+from snapctl.engine import recovery
 from snapctl.engine.container import Container
 from snapctl.engine.model import Kind
 from snapctl.engine.node import Node
@@ -50,6 +51,9 @@ def rebuild(backend: Backend, plan: Plan) -> None:
                 if salvage.is_changed:
                     _mend_tables(node, salvage, copier)
                 container.relieve(may_write=True)
+        for entry, data in plan.log:
+            for _ in recovery.apply(recovery.change_of(container, entry, data)):
+                pass
         container.commit()
     except BaseException:
         container.close()

@@ -1,0 +1,171 @@
+"""Bringing changes of blocks to the tables: those of a live container's cache, and those that a log has of one.
+
+A log that is found on opening was left by a writer that died. What stands in it was durable, so it is there before
+anybody sees the container: in the file if that is opened for writing, else in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
+
+from snapctl.engine.model import Kind
+from snapctl.errors import Corruption, NoSpace, SnapctlError
+from snapctl.format.logrecord import DATA, ZEROS, Entry
+from snapctl.storage.log import Logged, read_log
+from snapctl.storage.scratch import ScratchBackend
+from snapctl.storage.store import Store
+
+if TYPE_CHECKING:
+    from snapctl.engine.node import Node
+    from snapctl.engine.session import Session
+    from snapctl.storage.backend import Backend, Buffer
+
+_ZEROED_LEAVES = 64
+"""Leaves beneath which blocks are zeroed in one step."""
+
+
+class Change(NamedTuple):
+    """A change of blocks of one volume.
+
+    Attributes:
+        node: the volume.
+        zeros: ranges of blocks (start, stop) that read as zeros from now on.
+        blocks: whole blocks by number, which go before the zeros. Of a last block that the size cuts, what lies beyond
+            does not matter.
+    """
+
+    node: Node
+    zeros: Sequence[tuple[int, int]]
+    blocks: Mapping[int, Buffer]
+
+
+def written_down(changes: Iterable[Change]) -> tuple[list[Entry], list[Buffer]]:
+    """What a log says of changes: of each first its zeros, then runs of neighbouring blocks; and the blocks.
+
+    Raises:
+        Corruption: they do not fit their volumes.
+    """
+    entries: list[Entry] = []
+    data: list[Buffer] = []
+    for node, zeros, blocks in changes:
+        first = len(entries)
+        entries += [Entry(node.id, start, stop, ZEROS) for start, stop in zeros]
+        numbers = sorted(blocks)
+        data += [blocks[number] for number in numbers]
+        i = 0
+        while i < len(numbers):
+            start = stop = numbers[i]
+            while i < len(numbers) and numbers[i] == stop:
+                stop += 1
+                i += 1
+            entries.append(Entry(node.id, start, stop, DATA))
+        end_block = node.container.geometry.blocks(node.size_bytes)
+        for entry in entries[first:]:
+            check_entry(entry, node.kind, end_block)
+    return entries, data
+
+
+def adopt_to_read(backend: Backend, session: Callable[[Store], Session]) -> tuple[Store, int]:
+    """Open what stands in a file for reading; what its log has is replayed in memory.
+
+    Args:
+        backend: the file.
+        session: what to replay it with.
+
+    Returns:
+        The store, and how many flushes were replayed.
+
+    Raises:
+        SnapctlError: as `Store.adopt` and `replay`.
+    """
+    store = Store.adopt(backend, writable=False)
+    base = store.superblock
+    if not base.log_pages or read_log(backend, base) == Logged():
+        return store, 0
+    scratch = ScratchBackend(backend, base)
+    container = session(Store.adopt(scratch, writable=True))
+    replay(container)
+    return Store.adopt(scratch, writable=False), container.replayed_records
+
+
+def apply(change: Change) -> Iterator[None]:
+    """Bring a change to the tables, a bounded step between two yields; raises as `Node.write`."""
+    node = change.node
+    geometry, size = node.container.geometry, node.container.block_size
+    step = _ZEROED_LEAVES * geometry.fanout
+    end_bytes = node.size_bytes
+    for start, stop in change.zeros:
+        for first in range(start, stop, step):
+            begin, end = first * size, min(min(stop, first + step) * size, end_bytes)
+            if begin < end:
+                node.trim(begin, end - begin)
+                yield
+    last = end_bytes // size
+    numbers = sorted(number for number in change.blocks if number < geometry.blocks(end_bytes))
+    for _, under_one_leaf in groupby(numbers, lambda number: number // geometry.fanout):
+        blocks = {number: change.blocks[number] for number in under_one_leaf}
+        if end_bytes % size and last in blocks:
+            blocks[last] = bytes(blocks[last])[: end_bytes % size].ljust(size, b"\0")
+        node.write_blocks(blocks)
+        yield
+
+
+def replay(container: Session) -> None:
+    """Bring what the log of a container has to the tables, and commit that without a log.
+
+    Raises:
+        NoSpace: no room for it; the log stays as it is, and the next opening tries again.
+        Corruption: the log is damaged, or tables that it changes are; likewise.
+        IoFailure: the system refuses; likewise.
+    """
+    logged = read_log(container.pages.backend, container.superblock)
+    count = len(logged.records)
+    if logged.damage:
+        raise Corruption(f"{container.path}: {logged.damage}; 'check --repair' keeps what came before")
+    try:
+        container.pages.reserve.may_be_used = True  # what was flushed is no new data
+        for record in logged.records:
+            for entry, data in record.parts(container.block_size):
+                for _ in apply(change_of(container, entry, data)):
+                    pass
+        container.drop_log()
+        container.commit()
+    except NoSpace as error:
+        _give_up(container)
+        raise NoSpace(f"{container.path} has {count} flushed writes in its log, which find no room: {error}") from error
+    except Corruption as error:
+        _give_up(container)
+        raise Corruption(f"the log of {container.path} cannot be replayed: {error}; run check") from error
+    container.replayed_records = count
+
+
+def change_of(container: Session, entry: Entry, data: memoryview) -> Change:
+    """What an entry of a log, with its data, means in a container.
+
+    Raises:
+        Corruption: it does not fit what is there.
+    """
+    node, size = container.by_id(entry.node), container.block_size
+    check_entry(entry, node.kind, container.geometry.blocks(node.size_bytes))
+    if entry.kind == ZEROS:
+        return Change(node, [(entry.start, entry.stop)], {})
+    return Change(node, [], {entry.start + at // size: data[at : at + size] for at in range(0, len(data), size)})
+
+
+def check_entry(entry: Entry, kind: Kind, end_block: int) -> None:
+    """Refuse an entry of the log that does not fit its node.
+
+    Raises:
+        Corruption: the node cannot be written, or ends before.
+    """
+    if kind is Kind.RO or entry.stop > end_block:
+        extent = f"blocks {entry.start} to {entry.stop - 1}"
+        raise Corruption(f"the log changes {extent} of node {entry.node}, which cannot be written there")
+
+
+def _give_up(container: Session) -> None:
+    with suppress(SnapctlError):
+        container.abort()
