@@ -5,6 +5,7 @@
 #   HYPOTHESIS_PROFILE=long make test            many more, and random, examples (see tests/conftest.py)
 #   make crash-search N=100000 SEED=1            one of the searches (docs/reliability.md), longer than by default
 #   make crash-search LIVE=1                     the same for containers that many clients use at once
+#   make bench BENCH_ARGS='--only pause'         some of the measurements (docs/performance.md)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,6 +14,8 @@ N ?=
 SECONDS ?=
 SEED ?=
 LIVE ?=
+QUICK ?=
+BENCH_ARGS ?=
 PYTEST_ARGS ?=
 
 # Twice quiet: warnings about the configuration of the machine's own pip are not ours to print.
@@ -26,7 +29,7 @@ help:
 	@echo 'make demo            install into $(VENV) and show a tour on a real image'
 	@echo 'make test            run the whole test suite'
 	@echo 'make lint            check style, format and types'
-	@echo 'make bench           measure, and print the figures'
+	@echo 'make bench           measure, print the figures and write docs/performance.md; QUICK=1 to try it'
 	@echo 'make crash-search    search N states that crashes may leave for one that lost something'
 	@echo 'make fault-search    let every system call of a workload fail, in every way'
 	@echo 'make kill-loop       kill N writers, and look for what they had reported'
@@ -50,7 +53,7 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.installed
-	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(VENV)/bin/python "$$script"; done
+	$(VENV)/bin/python -m benchmarks $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 crash-search: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m tests.reliability.crash_search $(or $(N),20000) $(if $(LIVE),--live) $(if $(SEED),--seed $(SEED)) \

@@ -1,116 +1,99 @@
-"""What it costs to bring a disk image in and out: snapctl beside cp and qemu-img.
+"""Bulk: what it takes to bring a disk image in and out, beside cp, dd and qemu-img.
 
-One image is full of random data, in the other every second MiB is a hole. Each time includes the sync of the file
-written, so that all have done the same work. The image is in the page cache when it is read, for all alike: what is
-compared is the work of the programs, and writing.
+Each time includes the sync of the file written, so that all have done the same work. The image is in the page cache
+when it is read, for all alike: what is compared is the work of the programs, and writing.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-import _common as common
-
+from benchmarks.aims import SPARSE_COPY
+from benchmarks.measure import MIB, THROUGHPUT, Comparison, Part, Setting, compare
+from benchmarks.processes import find, random_image, run, snapctl, why_missing
+from benchmarks.servers import SNAPCTL
+from benchmarks.show import main
 from snapctl.units import format_size
 
-STRIPE_BYTES = 1024 * 1024
-"""Data and holes alternate by this much."""
+QEMU_IMG = "qemu-img convert"
 
-CP = "cp"
-SPARSE = "cp --sparse=always"
-QEMU = "qemu-img convert"
+Cases = dict[str, Callable[[], float]]
 
 
-def make_image(path: Path, size_bytes: int, *, with_holes: bool) -> None:
-    with open(path, "wb") as image:
-        image.truncate(size_bytes)
-        for offset in range(0, size_bytes, STRIPE_BYTES * (2 if with_holes else 1)):
-            image.seek(offset)
-            image.write(os.urandom(min(STRIPE_BYTES, size_bytes - offset)))
-    common.sync(path)
-
-
-def writing(command: Sequence[str | Path], target: Path, *, before: Callable[[], object] | None = None) -> common.Cost:
-    """Measure a command that writes a file anew, beginning without it."""
+def writing(target: Path, *command: object, before: Callable[[], object] | None = None) -> float:
+    """Measure a command that writes a file anew, beginning without it; returns seconds."""
     target.unlink(missing_ok=True)
     if before is not None:
         before()
-    return common.run(command, synced=target)
+    return run(*command, synced=target)
 
 
-def copying(source: Path, target: Path) -> dict[str, Callable[[], common.Cost]]:
-    """The copies that snapctl is compared with; ones that only share the blocks would be no copies."""
+def copying(image: Path, folder: Path) -> Cases:
+    """Plain copies; ones that only share the blocks would be none."""
+    target = folder / "copy.img"
     if sys.platform != "linux":
-        return {CP: lambda: writing(["cp", source, target], target)}
-    plain: list[str | Path] = ["cp", "--reflink=never"]
+        return {"cp": partial(writing, target, "cp", image, target)}
+    plain = ("cp", "--reflink=never")
     return {
-        CP: lambda: writing([*plain, source, target], target),
-        SPARSE: lambda: writing([*plain, "--sparse=always", source, target], target),
+        SPARSE_COPY: partial(writing, target, *plain, "--sparse=always", image, target),
+        "cp": partial(writing, target, *plain, image, target),
+        "dd conv=sparse": partial(writing, target, "dd", f"if={image}", f"of={target}", "bs=1M", "conv=sparse"),
     }
 
 
-def importing(image: Path, folder: Path) -> dict[str, Callable[[], common.Cost]]:
+def importing(image: Path, folder: Path) -> Cases:
+    """What brings an image in; qemu-img makes a qcow2 file of it."""
     container, qcow2 = folder / "new.snap", folder / "new.qcow2"
-
-    def init() -> None:
-        common.run(common.snapctl("init", container))
-
-    cases = copying(image, folder / "copy.img")
-    if shutil.which("qemu-img"):
-        convert: list[str | Path] = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", image, qcow2]
-        cases[f"{QEMU}, raw to qcow2"] = lambda: writing(convert, qcow2)
-    cases["snapctl import"] = lambda: writing(common.snapctl("import", container / "db", image), container, before=init)
+    init = partial(run, *snapctl("init", container))
+    cases: Cases = {SNAPCTL: partial(writing, container, *snapctl("import", container / "db", image), before=init)}
+    cases |= copying(image, folder)
+    if find("qemu-img"):
+        cases[QEMU_IMG] = partial(writing, qcow2, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", image, qcow2)
     return cases
 
 
-def exporting(image: Path, folder: Path) -> dict[str, Callable[[], common.Cost]]:
+def exporting(image: Path, folder: Path) -> Cases:
+    """What brings an image out; qemu-img makes it of a qcow2 file."""
     container, qcow2, target = folder / "full.snap", folder / "full.qcow2", folder / "out.img"
-    common.run(common.snapctl("init", container))
-    common.run(common.snapctl("import", container / "db", image), synced=container)
-    cases = copying(image, folder / "copy.img")
-    if shutil.which("qemu-img"):
-        common.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", image, qcow2], synced=qcow2)
-        convert: list[str | Path] = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", qcow2, target]
-        cases[f"{QEMU}, qcow2 to raw"] = lambda: writing(convert, target)
-    cases["snapctl export"] = lambda: writing(common.snapctl("export", container / "db", target), target)
+    run(*snapctl("init", container))
+    run(*snapctl("import", container / "db", image), synced=container)
+    cases: Cases = {SNAPCTL: partial(writing, target, *snapctl("export", container / "db", target))}
+    cases |= copying(image, folder)
+    if find("qemu-img"):
+        run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", image, qcow2, synced=qcow2)
+        cases[QEMU_IMG] = partial(writing, target, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", qcow2, target)
     return cases
 
 
-def report(title: str, cases: dict[str, Callable[[], common.Cost]], size_bytes: int, runs: int) -> None:
-    costs = common.Costs(cases, runs)
-    bases = {f"/ {start}": case for start in (CP, SPARSE, QEMU) for case in cases if case.partition(",")[0] == start}
-    rows = []
-    for case in costs.cases:
-        cost = costs.median(case)
-        ratios = [common.times(costs.ratio(case, base))[0] for base in bases.values()]
-        rate = f"{size_bytes / cost.wall / 2**20:.0f} MiB/s"
-        rows.append((case, f"{cost.wall:.2f} s", f"{cost.cpu:.2f} s", rate, *ratios))
-    common.show(title, ("", "time", "CPU", "rate", *bases), rows)
+def bulk(name: str, where: Setting, *, into: bool, every: int) -> Iterator[Comparison]:
+    """Compare one direction, of an image of which every so manieth MiB is data."""
+    size_bytes = where.bulk if every > 1 else where.size
+    image = random_image(where.folder / f"bulk-{every}.img", size_bytes, every=every)
+    folder = where.folder / name
+    folder.mkdir()
+    cases = (importing if into else exporting)(image, folder)
+    rates = {case: partial(_rate, measure, size_bytes) for case, measure in cases.items()}
+    missing = {} if find("qemu-img") else {QEMU_IMG: why_missing("qemu-img")}
+    what = "half of it holes of 1 MiB" if every > 1 else "full"
+    work = f"{'import' if into else 'export'} of {format_size(size_bytes)}, {what}"
+    yield compare(name, work, THROUGHPUT, rates, where.rounds(3), warm_up=not where.quick, missing=missing)
+    shutil.rmtree(folder)
 
 
-def main() -> None:
-    made = common.parser(str(__doc__), runs=5)
-    common.add_size(made, "1G", "size of the image")
-    options = made.parse_args()
-    size = format_size(options.size)
-    print(common.heading(options.runs))
-    if shutil.which("qemu-img") is None:
-        print("without qemu-img, which is not installed (Debian has it in qemu-utils)")
-    with common.scratch(options.directory) as folder:
-        image = folder / "disk.img"
-        for with_holes in (False, True):
-            what = f"{size}, every other {format_size(STRIPE_BYTES)} a hole" if with_holes else f"{size} of data"
-            make_image(image, options.size, with_holes=with_holes)
-            for verb, cases in (("Import", importing), ("Export", exporting)):
-                work = folder / verb
-                work.mkdir()
-                report(f"{verb} of {what}", cases(image, work), options.size, options.runs)
-                shutil.rmtree(work)
+def _rate(measure: Callable[[], float], size_bytes: int) -> float:
+    return size_bytes / MIB / measure()
 
+
+PARTS = [
+    Part("import", partial(bulk, "import", into=True, every=2)),
+    Part("export", partial(bulk, "export", into=False, every=2)),
+    Part("import-full", partial(bulk, "import-full", into=True, every=1)),
+    Part("export-full", partial(bulk, "export-full", into=False, every=1)),
+]
 
 if __name__ == "__main__":
-    main()
+    main(str(__doc__), PARTS)

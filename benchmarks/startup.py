@@ -1,4 +1,4 @@
-"""What it costs to start: snapctl's shortest commands beside Python itself and beside the libraries they rest on.
+"""Start-up: snapctl's shortest commands beside Python itself and beside the libraries they rest on.
 
 `snapshot` and `list` work on containers of one small volume, so that next to nothing is done but starting; `snapshot`
 has to sync its commit, which takes time but no processor.
@@ -6,49 +6,40 @@ has to sync its commit, which takes time but no processor.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
-from pathlib import Path
 
-import _common as common
+from benchmarks.aims import IMPORTS, SNAPSHOT_COMMAND
+from benchmarks.measure import MILLISECONDS, Comparison, Part, Setting, compare
+from benchmarks.processes import python, run, snapctl
+from benchmarks.show import main
 
 BARE = 'python -c "pass"'
-LIBRARIES = 'python -c "import typer, construct"'
 
 
-def cases(folder: Path) -> dict[str, Callable[[], common.Cost]]:
-    listed, grown = folder / "listed.snap", folder / "grown.snap"
+def startup(where: Setting) -> Iterator[Comparison]:
+    """Compare short commands, as processes."""
+    listed, grown = where.folder / "listed.snap", where.folder / "grown.snap"
     for container in (listed, grown):
-        common.run(common.snapctl("create", container / "db", "--size", "1M"))
-        common.run(common.snapctl("snapshot", f"{container}/db@first"))
+        run(*snapctl("create", container / "db", "--size", "1M"))
+        run(*snapctl("snapshot", f"{container}/db@first"))
     numbers = count(1)
-    return {
-        BARE: partial(common.run, common.python("pass")),
-        LIBRARIES: partial(common.run, common.python("import typer, construct")),
-        "snapctl --version": partial(common.run, common.snapctl("--version")),
-        "snapctl snapshot": lambda: common.run(common.snapctl("snapshot", f"{grown}/db@s{next(numbers)}")),
-        "snapctl list": partial(common.run, common.snapctl("list", listed)),
+
+    def process(*command: object) -> float:
+        return run(*command) * 1000
+
+    cases: dict[str, Callable[[], float]] = {
+        SNAPSHOT_COMMAND: lambda: process(*snapctl("snapshot", f"{grown}/db@s{next(numbers)}")),
+        IMPORTS: partial(process, *python("import typer, construct")),
+        BARE: partial(process, *python("pass")),
+        "snapctl list": partial(process, *snapctl("list", listed)),
+        "snapctl --version": partial(process, *snapctl("--version")),
     }
+    yield compare("startup", "short commands", MILLISECONDS, cases, where.rounds(31, quick=7), warm_up=True)
 
 
-def main() -> None:
-    options = common.parser(str(__doc__), runs=31).parse_args()
-    with common.scratch(options.directory) as folder:
-        print(common.heading(options.runs))
-        costs = common.Costs(cases(folder), options.runs)
-    rows = [
-        (
-            case,
-            *common.milliseconds(costs.median(case)),
-            *common.times(costs.ratio(case, BARE)),
-            *common.times(costs.ratio(case, LIBRARIES)),
-        )
-        for case in costs.cases
-    ]
-    headings = ("", "time", "CPU", "/ python", "CPU", "/ imports", "CPU")
-    common.show("Start-up, beside bare Python and beside its imports", headings, rows)
-
+PARTS = [Part("startup", startup)]
 
 if __name__ == "__main__":
-    main()
+    main(str(__doc__), PARTS)
