@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from snapctl.engine.model import Kind
@@ -33,13 +32,13 @@ class Change(NamedTuple):
     Attributes:
         node: the volume.
         zeros: ranges of blocks (start, stop) that read as zeros from now on.
-        blocks: whole blocks by number, which go before the zeros. Of a last block that the size cuts, what lies beyond
-            does not matter.
+        leaves: whole blocks by number, which go before the zeros, those under one leaf of the tables together. Of a
+            last block that the size cuts, what lies beyond does not matter.
     """
 
     node: Node
     zeros: Sequence[tuple[int, int]]
-    blocks: Mapping[int, Buffer]
+    leaves: Mapping[int, Mapping[int, Buffer]]
 
 
 def written_down(changes: Iterable[Change]) -> tuple[list[Entry], list[Buffer]]:
@@ -50,9 +49,10 @@ def written_down(changes: Iterable[Change]) -> tuple[list[Entry], list[Buffer]]:
     """
     entries: list[Entry] = []
     data: list[Buffer] = []
-    for node, zeros, blocks in changes:
+    for node, zeros, leaves in changes:
         first = len(entries)
         entries += [Entry(node.id, start, stop, ZEROS) for start, stop in zeros]
+        blocks = {number: block for leaf in leaves.values() for number, block in leaf.items()}
         numbers = sorted(blocks)
         data += [blocks[number] for number in numbers]
         i = 0
@@ -103,12 +103,13 @@ def apply(change: Change) -> Iterator[None]:
             if begin < end:
                 node.trim(begin, end - begin)
                 yield
-    last = end_bytes // size
-    numbers = sorted(number for number in change.blocks if number < geometry.blocks(end_bytes))
-    for _, under_one_leaf in groupby(numbers, lambda number: number // geometry.fanout):
-        blocks = {number: change.blocks[number] for number in under_one_leaf}
-        if end_bytes % size and last in blocks:
-            blocks[last] = bytes(blocks[last])[: end_bytes % size].ljust(size, b"\0")
+    last, at = divmod(end_bytes, size)
+    for number in sorted(change.leaves):
+        blocks = change.leaves[number]
+        if (number + 1) * geometry.fanout > last:
+            blocks = {number: block for number, block in blocks.items() if number * size < end_bytes}
+            if at and last in blocks:
+                blocks[last] = bytes(blocks[last])[:at].ljust(size, b"\0")
         node.write_blocks(blocks)
         yield
 
@@ -152,7 +153,11 @@ def change_of(container: Session, entry: Entry, data: memoryview) -> Change:
     check_entry(entry, node.kind, container.geometry.blocks(node.size_bytes))
     if entry.kind == ZEROS:
         return Change(node, [(entry.start, entry.stop)], {})
-    return Change(node, [], {entry.start + at // size: data[at : at + size] for at in range(0, len(data), size)})
+    leaves: dict[int, dict[int, Buffer]] = {}
+    for number in range(entry.start, entry.stop):
+        at = (number - entry.start) * size
+        leaves.setdefault(number // container.geometry.fanout, {})[number] = data[at : at + size]
+    return Change(node, [], leaves)
 
 
 def check_entry(entry: Entry, kind: Kind, end_block: int) -> None:

@@ -20,6 +20,7 @@ from contextlib import suppress
 from enum import Flag, auto
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from snapctl.engine.recovery import Change, apply
 from snapctl.errors import Corruption, NoSpace, SnapctlError
 from snapctl.services.live.generation import Generation, Operation
 from snapctl.services.live.overlay import Overlay
@@ -33,9 +34,6 @@ T = TypeVar("T")
 
 _SLICE_SECONDS = 0.002
 """How long requests may have to wait while a generation is being applied."""
-
-_ZEROED_LEAVES = 64
-"""Leaves beneath which blocks are zeroed between two slices."""
 
 _CREDIT_BLOCKS = 64
 """Blocks that a volume gets room for ahead, so that not every small write has to ask."""
@@ -349,7 +347,11 @@ class Cache:
         if self._sealed or self._applied or generation.data_blocks * self._container.block_size > _MOST_LOGGED_BYTES:
             return False
         self._wants_log = True
-        changes = [Change(node, overlay.zeros, overlay.blocks()) for node, overlay in generation.overlays.items()]
+        changes = [
+            Change(node, overlay.zeros, overlay.leaves)
+            for node, overlay in generation.overlays.items()
+            if not node.is_gone
+        ]
         try:
             if not self._container.log(changes):
                 return False
@@ -515,27 +517,12 @@ class Cache:
             if node.is_gone:
                 continue
             try:
-                await self._apply_to(node, overlay)
+                for _ in apply(Change(node, overlay.zeros, overlay.leaves)):
+                    await self._breathe()
             except Corruption as error:
                 self._container.check_whole()
                 self._set_aside(node, error)
                 generation.fail_flushes(error)
-
-    async def _apply_to(self, node: Node, overlay: Overlay) -> None:
-        """Bring writes to the tables of a node, with the zeros, which are older than the blocks over them, first."""
-        geometry, end_bytes = self._container.geometry, node.size_bytes  # it may have become smaller since
-        size, step = geometry.block_size, _ZEROED_LEAVES * geometry.fanout
-        for start, stop in overlay.zeros:
-            for first in range(start, stop, step):
-                begin, end = first * size, min(min(stop, first + step) * size, end_bytes)
-                if begin < end:
-                    node.trim(begin, end - begin)
-                    await self._breathe()
-        if end_bytes < overlay.end_block * size:
-            overlay.cut(end_bytes, size)
-        for number in sorted(overlay.leaves):
-            node.write_blocks(overlay.leaves[number])
-            await self._breathe()
 
     def _set_aside(self, node: Node, error: Corruption) -> None:
         """Give up making durable what was written to a volume whose tables are damaged; it takes no more writes."""

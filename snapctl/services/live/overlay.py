@@ -41,15 +41,6 @@ class Overlay:
         self.credit_blocks = 0
         self._fanout = fanout
 
-    @property
-    def end_block(self) -> int:
-        """A block number that none of those written reaches."""
-        return (max(self.leaves) + 1) * self._fanout if self.leaves else 0
-
-    def blocks(self) -> dict[int, Buffer]:
-        """All written blocks by number."""
-        return {block_no: block for leaf in self.leaves.values() for block_no, block in leaf.items()}
-
     def get(self, block_no: int) -> Buffer | None:
         """The content of a block that was written."""
         leaf = self.leaves.get(block_no // self._fanout)
