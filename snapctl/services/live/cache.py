@@ -62,7 +62,8 @@ class Cache:
     Attributes:
         held_bytes: data in memory.
         commits: how many were made.
-        commit_seconds: how long they took, from the seal to the end.
+        records: how many flushes were answered from the log instead.
+        commit_seconds: how long the commits took, from the seal to the end.
         last_commit_seconds: how long the last one took.
     """
 
@@ -95,6 +96,7 @@ class Cache:
         self._aside: dict[Node, Overlay] = {}  # which is kept here, to be read
         self._slice_ends = 0.0
         self.commits = 0
+        self.records = 0
         self.commit_seconds = 0.0
         self.last_commit_seconds = 0.0
 
@@ -360,6 +362,7 @@ class Cache:
         self._seal()
         await asyncio.get_running_loop().run_in_executor(self._disk, self._container.sync_log)
         self._sealed.popleft()
+        self.records += 1
         if self._logged is None:
             self._logged = generation
         else:
