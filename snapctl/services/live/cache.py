@@ -396,23 +396,21 @@ class Cache:
         self._tell_all(error)
 
     async def _round(self, *, commits: bool) -> bool:
-        """Apply generations, up to the first operation, which is done; returns whether to go on with the others."""
+        """Apply generations and do what they end with; returns whether to try again."""
         try:
-            operation: Operation[Any] | None = None
-            while self._sealed and operation is None:
+            while self._sealed:
                 generation = self._sealed[0]
                 await self._apply_or_make_room(generation)
-                operation = generation.wanted
                 self._take_over(self._sealed.popleft())
-            if operation is not None:
-                await self._commit()  # so that what the operation leaves halfway can be taken back
-                await self._operate(operation)
-            elif commits:
+                if generation.wanted is not None:
+                    await self._commit()  # so that what the operation leaves halfway can be taken back
+                    await self._operate_after(generation)
+            if commits:
                 await self._commit()
         except NoSpace as error:
             return await self._found_no_room(error)
         self._stuck = None
-        return bool(self._sealed)
+        return False
 
     def _take_over(self, generation: Generation) -> None:
         """Take note that a generation is in the tables and needs no memory any more."""
@@ -442,6 +440,17 @@ class Cache:
         self._start_timer()
         return any(sealed.is_waited_for for sealed in self._sealed)
 
+    async def _operate_after(self, generation: Generation) -> None:
+        """Do the operation that follows a generation, which is durable as far as it was written."""
+        operation = generation.wanted
+        if operation is not None:
+            try:
+                await self._operate(operation)
+            except Exception as error:
+                generation.fail(error)
+                raise
+        generation.settle()
+
     async def _operate(self, operation: Operation[Any]) -> None:
         """Do an operation and make it durable; what it left halfway is taken back, and whoever waits for it is told."""
         if not (operation.perform(self._container) and (operation.is_look or self._fits(operation))):
@@ -456,9 +465,6 @@ class Cache:
                 operation.fail(error)
                 self._take_back()
                 return
-            except Exception as error:
-                operation.fail(error)
-                raise
             self._revoke(self._open)
             for generation in (*self._sealed, self._open):
                 generation.cut()
@@ -512,7 +518,8 @@ class Cache:
         self._room.committed()
         applied, self._applied = self._applied, []
         for generation in applied:
-            generation.settle()
+            if generation.wanted is None:  # else it is told when that is done
+                generation.settle()
 
     async def _apply(self, generation: Generation) -> None:
         """Bring writes to the tables; a volume whose tables cannot take them does without."""
