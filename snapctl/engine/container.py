@@ -145,17 +145,17 @@ class Container(Session):
     @property
     def table_size(self) -> int:
         """Bytes of a table page."""
-        return self._geometry.table_size
+        return self.geometry.table_size
 
     @property
     def capacity_bytes(self) -> int | None:
         """What it may grow to; None for no limit."""
-        return self._store.superblock.pages_limit * self._geometry.unit or None
+        return self._store.superblock.pages_limit * self.geometry.unit or None
 
     @property
     def used_bytes(self) -> int:
         """All pages in use as of the last commit, data, tables and superblocks."""
-        return self._store.superblock.pages_used * self._geometry.unit
+        return self._store.superblock.pages_used * self.geometry.unit
 
     @property
     def usage(self) -> Usage:
@@ -164,8 +164,8 @@ class Container(Session):
         Raises:
             IoFailure: the system does not tell.
         """
-        unit, pages, superblock = self._geometry.unit, self._store.pages, self._store.superblock
-        capacity = (superblock.pages_limit or self._geometry.max_units) * unit
+        unit, pages, superblock = self.geometry.unit, self._store.pages, self._store.superblock
+        capacity = (superblock.pages_limit or self.geometry.max_units) * unit
         reserves = self._store.space.reserve * unit, pages.reserve.length(superblock.pages_total)
         room = min(capacity - reserves[0], pages.backend.room() - reserves[1])
         return Usage(self.used_bytes, max(0, room - self.used_bytes), max(reserves))
@@ -183,7 +183,7 @@ class Container(Session):
     @property
     def max_volume_bytes(self) -> int:
         """The largest volume that it can hold."""
-        return self._geometry.max_volume_bytes
+        return self.geometry.max_volume_bytes
 
     @property
     def volumes(self) -> list[Node]:
@@ -221,7 +221,7 @@ class Container(Session):
         """
         self.check_writable()
         self._check_free(0, name)
-        self._geometry.check_volume_size(size_bytes)
+        self.geometry.check_volume_size(size_bytes)
         with self.changing():
             return self.add(Kind.BASE, name, size_bytes=size_bytes, cow=cow, state=state)
 
@@ -258,7 +258,7 @@ class Container(Session):
             if (volume, name) in wanted:
                 raise BadName(f"{full_name} is named twice")
             wanted.append((volume, name))
-        with self.changing():
+        with self.changing(moves_pages=False):
             return [self._snapshot(volume, name) for volume, name in wanted]
 
     def clone(self, source: str, name: str) -> Node:
@@ -274,7 +274,7 @@ class Container(Session):
         self.check_writable()
         node = self.node(source)
         self._check_free(0, name)
-        with self.changing():
+        with self.changing(moves_pages=False):
             if node.kind is not Kind.RO:
                 newest = node.newest_snapshot
                 is_equal = newest is not None and newest.size_bytes == node.size_bytes and newest.tree.is_empty

@@ -16,6 +16,8 @@ from snapctl.storage.backend import Buffer
 from snapctl.storage.tabletree import TableTree
 
 if TYPE_CHECKING:
+    from array import array
+
     from snapctl.engine.session import Session
 
 
@@ -24,20 +26,27 @@ class Node:
 
     Attributes:
         container: the container it belongs to.
+        is_snapshot: it is an RO snapshot, which never changes.
+        is_clone: it is an RW snapshot, whose parent shows where it has nothing of its own.
         own_blocks: data blocks its tables point to, in the open transaction.
+        tables: its tables, if the first of them is in memory.
+        view: for an RO snapshot, what `Views` keeps of it, by leaf.
     """
 
     def __init__(self, container: Session, record: NodeRecord) -> None:
         """Not for callers; ask the container for its nodes."""
         self.container = container
+        self.view: dict[int, array[int]] = {}
         self.take(record)
 
     def take(self, record: NodeRecord) -> None:
         """Take the state of `record`, forgetting any other."""
         self._record = record
-        self._tree: TableTree | None = None
+        self.tables: TableTree | None = None
         self.own_blocks = record.own_blocks
         self.is_gone = False
+        self.is_snapshot = record.kind is Kind.RO
+        self.is_clone = record.kind is Kind.RW
 
     def __repr__(self) -> str:
         return f"<{self._record.kind.value} {self._record.name} of {self.container.path}>"
@@ -120,46 +129,46 @@ class Node:
     @property
     def tree(self) -> TableTree:
         """Its tables, the first of which is read on first use."""
-        if self._tree is None:
-            self._tree = self.container.open_tree(self.name, self._record.first_table)
-        return self._tree
+        if self.tables is None:
+            self.tables = self.container.open_tree(self.name, self._record.first_table)
+        return self.tables
 
     @property
     def tree_pointer(self) -> Pointer:
         """The pointer to its first table as last written."""
-        return self._record.first_table if self._tree is None else self._tree.pointer
+        return self._record.first_table if self.tables is None else self.tables.pointer
 
     @property
     def tables_changed(self) -> bool:
         """Whether its tables differ from those on disk."""
-        return self._tree is not None and self._tree.changed
+        return self.tables is not None and self.tables.changed
 
     def begin_tables(self) -> None:
         """Give a new node its empty first table (claim 5)."""
-        self._tree = self.container.open_tree(self.name, None)
+        self.tables = self.container.open_tree(self.name, None)
 
     def relieve(self, *, may_write: bool) -> None:
         """Forget its tables, or write out and forget changed ones below the first if `may_write`."""
-        if self._tree is None:
+        if self.tables is None:
             return
-        if self._tree.changed:
+        if self.tables.changed:
             if may_write:
-                self._tree.spill()
-        elif self._tree.pointer == self._record.first_table:
-            self._tree = None
+                self.tables.spill()
+        elif self.tables.pointer == self._record.first_table:
+            self.tables = None
 
     def committed(self, transaction: int) -> None:
         """Take note that its state is durable and that `transaction` is open now."""
         self._record = self.record
-        if self._tree is not None:
-            self._tree.transaction = transaction
+        if self.tables is not None:
+            self.tables.transaction = transaction
 
     def update(self, **fields: object) -> None:
         """Change fields of its record in the open transaction."""
         self._record = replace(self._record, **fields)  # type: ignore[arg-type]
         self.container.put_record(self)
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytearray:
         """Read a range.
 
         Args:
@@ -171,9 +180,15 @@ class Node:
             Corruption: data or tables fail their checksum, or a block is lost.
             IoFailure: the system refuses.
         """
-        buffer = bytearray(max(0, length))
-        self.read_into(offset, buffer)
-        return bytes(buffer)
+        container = self.container
+        if (
+            not 0 <= offset <= offset + length <= self._record.size_bytes
+            or self.is_gone
+            or container.is_broken
+            or not container.pages.is_usable
+        ):
+            self.check_range(offset, length)
+        return reading.read(self, offset, length)
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill `buffer` from `offset` in bytes; raises as `read`."""
@@ -213,7 +228,7 @@ class Node:
         self.check_range(offset, len(view))
         if view:
             writing.check_room(self, offset, view)
-            with self.container.changing():
+            with self.container.changing(moves_pages=self._copies):
                 writing.write(self, offset, view)
 
     def write_blocks(self, blocks: Mapping[int, Buffer]) -> None:
@@ -223,7 +238,7 @@ class Node:
         """
         self.check_writable()
         if blocks:
-            with self.container.changing():
+            with self.container.changing(moves_pages=self._copies):
                 writing.write_blocks(self, blocks)
 
     def trim(self, offset: int, length: int) -> None:
@@ -231,7 +246,7 @@ class Node:
         self.check_writable()
         self.check_range(offset, length)
         if length:
-            with self.container.changing():
+            with self.container.changing(moves_pages=self._copies):
                 writing.trim(self, offset, length)
 
     def resize(self, size_bytes: int, *, shrink: bool = False) -> None:
@@ -262,6 +277,11 @@ class Node:
         if self.kind is Kind.RO:
             raise ReadOnlyNode(f"{self.name} is a read-only snapshot; clone it and write to the clone")
 
+    @property
+    def _copies(self) -> bool:
+        """Whether a write moves an original rather than its pointer."""
+        return self._record.cow is Cow.COPY
+
     def check_range(self, offset: int, length: int) -> None:
         """Refuse a range in bytes that does not lie inside the node.
 
@@ -270,11 +290,12 @@ class Node:
         """
         self.container.check_whole()
         self._check_there()
-        size = self.size_bytes
+        size = self._record.size_bytes
+        if 0 <= offset <= offset + length <= size:
+            return
         if offset > size:
             raise OutOfRange(f"offset {offset} lies beyond the end of {self.name}, which has {size} bytes")
-        if offset < 0 or length < 0 or offset + length > size:
-            raise OutOfRange(f"bytes {offset} to {offset + length} do not lie inside {self.name}, which has {size}")
+        raise OutOfRange(f"bytes {offset} to {offset + length} do not lie inside {self.name}, which has {size}")
 
     def _check_there(self) -> None:
         if self.is_gone:

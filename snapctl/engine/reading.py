@@ -8,17 +8,31 @@ size, in bytes, at every hop, so that a snapshot never shows what its origin gre
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from snapctl.engine.model import Extent
 from snapctl.errors import Corruption, DamagedTable, DataLost
-from snapctl.format.checksum import crc32c
-from snapctl.format.pointer import ABSENT, CHECKSUM_MASK, KIND_SHIFT, LOST, PAGE, PAGE_MASK, PASS, ZERO, kind_runs
+from snapctl.format.checksum import checksums, crc32c
+from snapctl.format.pointer import (
+    ABSENT,
+    CHECKSUM_MASK,
+    KIND_SHIFT,
+    LOST,
+    PAGE,
+    PAGE_MASK,
+    PAGE_WORD,
+    PASS,
+    ZERO,
+    kind_runs,
+    pointer_checksums,
+)
 
 if TYPE_CHECKING:
     from array import array
 
     from snapctl.engine.node import Node
+    from snapctl.storage.pages import PageFile
 
 NOWHERE = -1
 """The hops of what was not found."""
@@ -48,25 +62,116 @@ class Piece(NamedTuple):
     hops: int
 
 
+def read(node: Node, offset: int, length: int) -> bytearray:
+    """Read a range that lies inside the node. Raises as `read_blocks`."""
+    container = node.container
+    geometry = container.geometry
+    size, shift, start = geometry.block_size, geometry.block_shift, offset >> geometry.block_shift
+    head = offset - (start << shift)
+    first = start & geometry.fanout_mask
+    count = (head + length + size - 1) >> shift
+    if 0 < count <= geometry.fanout - first:
+        # The shortest way for what is asked most: blocks that a leaf in memory points to.
+        if node.is_snapshot:
+            words = node.view.get(start >> geometry.fanout_shift)
+        else:
+            words = None if node.tables is None else node.tables.resident_words(start)
+        if words:
+            data = bytearray(count << shift)
+            if _fetch(container.pages, words, first, count, data):
+                return data if length == len(data) else data[head : head + length]
+    data = bytearray(length)
+    read_into(node, offset, memoryview(data))
+    return data
+
+
+def _fetch(pages: PageFile, words: array[int], first: int, count: int, target: bytearray | memoryview) -> bool:
+    """Read the data blocks that entries of a leaf point to, and verify each.
+
+    Returns:
+        Whether all is well; else nothing is known of `target`, and `read_blocks` finds out why.
+    """
+    geometry = pages.geometry
+    if count == 1:
+        page_no = words[2 * first] - PAGE_WORD
+        if not geometry.first_page <= page_no <= pages.end_page - geometry.block_units:
+            return False
+        pages.backend.read_into(page_no * geometry.unit, target)
+        return crc32c(target) == words[2 * first + 1] & CHECKSUM_MASK
+    view, shift = memoryview(target), geometry.block_shift
+    for i, j in _runs(words, first, first + count, geometry.block_units):
+        page_no = words[2 * i] - PAGE_WORD
+        if not geometry.first_page <= page_no <= pages.end_page - (j - i) * geometry.block_units:
+            return False
+        pages.backend.read_into(page_no * geometry.unit, view[(i - first) << shift : (j - first) << shift])
+    return checksums(view, geometry.block_size) == pointer_checksums(words, first, first + count)
+
+
 def read_into(node: Node, offset: int, buffer: memoryview) -> None:
     """Fill `buffer` from `offset` in bytes on; the range lies inside the node. Raises as `read_blocks`."""
     block_size = node.container.block_size
     step = node.container.geometry.fanout * block_size
     done = 0
     while done < len(buffer):
-        node.container.relieve(may_write=False)
         position = offset + done
         head = position % block_size
         length = min(len(buffer) - done, step - position % step)
         target = buffer[done : done + length]
         start, stop = position // block_size, -(-(position + length) // block_size)
-        if head == 0 and length % block_size == 0:
-            read_blocks(node, start, stop, target)
-        else:
-            scratch = memoryview(bytearray((stop - start) * block_size))
-            read_blocks(node, start, stop, scratch)
-            target[:] = scratch[head : head + length]
+        is_whole = head == 0 and length % block_size == 0
+        blocks = target if is_whole else memoryview(bytearray((stop - start) * block_size))
+        words = _words_of(node, start, stop)
+        if words is None or not _read_entries(node, start, stop, words, blocks):
+            node.container.relieve(may_write=False)
+            read_blocks(node, start, stop, blocks)
+        if not is_whole:
+            target[:] = blocks[head : head + length]
         done += length
+
+
+def _words_of(node: Node, start: int, stop: int) -> array[int] | None:
+    """The words of a leaf that lead to where blocks of a node are, or None if they are not to be had at once."""
+    container = node.container
+    leaf_no = start >> container.geometry.fanout_shift
+    if node.is_snapshot:
+        return node.view.get(leaf_no) or container.views.leaf(node, leaf_no)
+    words = None if node.tables is None else node.tables.resident_words(start)
+    if words is None or not node.is_clone:
+        return words
+    first = start & container.geometry.fanout_mask
+    lacking = [i for i in range(2 * first, 2 * (first + stop - start), 2) if not words[i]]
+    if not lacking:
+        return words
+    parent = node.parent
+    if parent is None or not parent.is_snapshot:
+        return None
+    below = parent.view.get(leaf_no) or container.views.leaf(parent, leaf_no)
+    if below is None or len(lacking) == stop - start:
+        return below
+    words = words[:]
+    for i in lacking:
+        words[i], words[i + 1] = below[i], below[i + 1]
+    return words
+
+
+def _read_entries(node: Node, start: int, stop: int, words: array[int], target: memoryview) -> bool:
+    """Fill `target` with blocks that the words of a leaf lead to.
+
+    Returns:
+        As `_fetch`.
+    """
+    size = node.container.block_size
+    base = start - start % node.container.geometry.fanout
+    for i, j, kind in kind_runs(words, start - base, stop - base):
+        part = target[(base + i - start) * size : (base + j - start) * size]
+        if kind == PAGE:
+            if not _fetch(node.container.pages, words, i, j - i, part):
+                return False
+        elif kind == ZERO or (kind == ABSENT and not (node.is_snapshot or node.is_clone)):
+            part[:] = bytes(len(part))
+        else:
+            return False
+    return True
 
 
 def read_blocks(node: Node, start: int, stop: int, target: memoryview) -> None:
@@ -220,24 +325,30 @@ def _error(kind: type[Corruption], node: Node, piece: Piece, what: str, page_no:
 def _read_pages(node: Node, piece: Piece, words: array[int], target: memoryview) -> None:
     """Read the data blocks of one piece of `node`, physically adjacent ones at a stroke, and verify each."""
     container = piece.owner.container
-    pages, geometry = container.pages, container.geometry
-    size, units = geometry.block_size, geometry.block_units
-    shift = piece.start % geometry.fanout
-    count = piece.stop - piece.start
-    i = 0
-    while i < count:
-        word0 = words[2 * (shift + i)]
-        j = i + 1
-        while j < count and words[2 * (shift + j)] == word0 + (j - i) * units:
-            j += 1
+    pages, size = container.pages, container.block_size
+    first = piece.start % container.geometry.fanout
+    end = first + piece.stop - piece.start
+    for i, j in _runs(words, first, end, container.geometry.block_units):
+        part = target[(i - first) * size : (j - first) * size]
         try:
-            pages.read_run(pages.locate(word0, (j - i) * size), target[i * size : j * size])
+            pages.read_run(pages.locate(words[2 * i], len(part)), part)
         except Corruption as error:
-            run = piece._replace(start=piece.start + i, stop=piece.start + j)
+            run = piece._replace(start=piece.start + i - first, stop=piece.start + j - first)
             raise _error(Corruption, node, run, f"data: {error}", error.page_no) from error
-        for k in range(i, j):
-            if crc32c(target[k * size : (k + 1) * size]) != words[2 * (shift + k) + 1] & CHECKSUM_MASK:
-                page_no = words[2 * (shift + k)] & PAGE_MASK
-                block = piece._replace(start=piece.start + k, stop=piece.start + k + 1)
-                raise _error(Corruption, node, block, f"data at page {page_no} fails its checksum", page_no)
-        i = j
+        expected, found = pointer_checksums(words, i, j), checksums(part, size)
+        if found != expected:
+            k = next(k for k in range(j - i) if found[k] != expected[k])
+            page_no = words[2 * (i + k)] & PAGE_MASK
+            block_no = piece.start + i - first + k
+            block = piece._replace(start=block_no, stop=block_no + 1)
+            raise _error(Corruption, node, block, f"data at page {page_no} fails its checksum", page_no)
+
+
+def _runs(words: array[int], first: int, end: int, units: int) -> Iterator[tuple[int, int]]:
+    """Split the entries from `first` to `end` of a leaf where pages are not neighbours on disk."""
+    row = words[2 * first : 2 * end : 2]
+    for i, (here, following) in enumerate(pairwise(row), first + 1):
+        if following - here != units:
+            yield first, i
+            first = i
+    yield first, end

@@ -16,16 +16,16 @@ from snapctl.engine import recovery
 from snapctl.engine.model import Cow, Kind
 from snapctl.engine.node import Node
 from snapctl.engine.snapshot_list import SnapshotList
+from snapctl.engine.views import Views
 from snapctl.errors import Corruption, NoSpace, SnapctlError
 from snapctl.format.checksum import crc32c
-from snapctl.format.geometry import INDEX_DEPTH, VOLUME_DEPTH, Geometry
+from snapctl.format.geometry import INDEX_DEPTH, VOLUME_DEPTH
 from snapctl.format.pointer import Pointer
 from snapctl.format.record import NodeRecord, State
 from snapctl.format.superblock import Superblock
 from snapctl.storage import lock
 from snapctl.storage.backend import FileBackend
 from snapctl.storage.log import log_units
-from snapctl.storage.pages import PageFile
 from snapctl.storage.scratch import ScratchBackend
 from snapctl.storage.spacemap import SpaceMap
 from snapctl.storage.store import Pinned, Store
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _RESIDENT_BYTES = 64 * 1024 * 1024
 _LOGS_OF_ROOM = 4
 """How many logs there must be room for before one is made."""
+_VIEW_BYTES = 32 * 1024 * 1024
 
 
 class Session:
@@ -46,6 +47,10 @@ class Session:
 
     Attributes:
         most_resident_tables: tables kept in memory, changed or not, before they are written out or forgotten.
+        geometry: its sizes and what follows from them.
+        pages: its pages.
+        views: what its RO snapshots show, as far as it is kept in memory.
+        is_broken: an operation failed midway, so that the open transaction can only be aborted.
         zero_block: a block of zeros.
         zero_checksum: its checksum.
         replayed_records: flushes that were found in a log on opening.
@@ -54,12 +59,13 @@ class Session:
     def __init__(self, store: Store) -> None:
         """Take up an open store."""
         self._store = store
-        self._geometry = store.geometry
+        self.geometry = store.geometry
         self.most_resident_tables = _RESIDENT_BYTES // store.geometry.table_size
+        self.views = Views(_VIEW_BYTES // store.geometry.table_size)
         self.zero_block = bytes(store.geometry.block_size)
         self.zero_checksum = crc32c(self.zero_block)
         self.replayed_records = 0
-        self._is_changed = self._is_sealed = self._is_broken = False
+        self._is_changed = self._is_sealed = self.is_broken = False
         self._begin()
 
     def __len__(self) -> int:
@@ -71,14 +77,9 @@ class Session:
         return self._store.pages.backend.path
 
     @property
-    def geometry(self) -> Geometry:
-        """Its sizes and what follows from them."""
-        return self._geometry
-
-    @property
     def block_size(self) -> int:
         """Bytes of a data block."""
-        return self._geometry.block_size
+        return self.geometry.block_size
 
     @property
     def transaction(self) -> int:
@@ -89,11 +90,6 @@ class Session:
     def writable(self) -> bool:
         """Whether it was opened for writing."""
         return self._store.writable
-
-    @property
-    def pages(self) -> PageFile:
-        """Its pages."""
-        return self._store.pages
 
     @property
     def space(self) -> SpaceMap:
@@ -170,7 +166,7 @@ class Session:
         with self._retriable():
             self._place()
             self._store.space.place()
-        return self._store.space.used * self._geometry.unit
+        return self._store.space.used * self.geometry.unit
 
     def commit(self) -> None:
         """Make the open transaction durable, all of it at once (invariant 4).
@@ -257,10 +253,10 @@ class Session:
             IoFailure: the system refuses; the container has to be reopened.
         """
         self.check_writable()
-        store, unit = self._store, self._geometry.unit
+        store, unit = self._store, self.geometry.unit
         held = self.superblock.pages_used * unit + store.pages.reserve.length(store.pages.end_page)
         free = min(store.space.room * unit, store.pages.backend.room() - held)
-        if store.names_log or free < promised_bytes + _LOGS_OF_ROOM * log_units(self._geometry) * unit:
+        if store.names_log or free < promised_bytes + _LOGS_OF_ROOM * log_units(self.geometry) * unit:
             return False
         with self.changing():
             return store.make_log()
@@ -331,7 +327,7 @@ class Session:
         self._store.pages.check_usable()
         if self._is_sealed:
             raise SnapctlError(f"the commit to {self.path} that is in flight cannot be given up")
-        if self._is_changed or self._is_broken:
+        if self._is_changed or self.is_broken:
             self._store.reset()
             self._begin({**self._nodes, **self._removed})
 
@@ -350,7 +346,7 @@ class Session:
         """
         try:
             if self._store.pages.is_usable and not self._is_sealed:
-                if self._is_changed or self._is_broken:
+                if self._is_changed or self.is_broken:
                     self._store.discard()
                 self._store.pages.reserve.take_back(self._store.superblock.pages_total)
         finally:
@@ -404,19 +400,25 @@ class Session:
             SnapctlError: an operation failed midway; the transaction has to be aborted.
         """
         self._store.pages.check_usable()
-        if self._is_broken:
+        if self.is_broken:
             raise SnapctlError(f"an operation on {self.path} failed midway; abort the transaction")
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
-        """Around every change: one that fails midway breaks the open transaction."""
+    def changing(self, *, moves_pages: bool = True) -> Iterator[None]:
+        """Around every change: one that fails midway breaks the open transaction.
+
+        Args:
+            moves_pages: a page that holds what an RO snapshot shows may come to stand elsewhere, or be freed.
+        """
         if self._is_sealed:
             raise SnapctlError(f"{self.path} cannot be changed while a commit is in flight")
+        if moves_pages:
+            self.views.forget()
         self._is_changed = True
         try:
             yield
         except BaseException:
-            self._is_broken = True
+            self.is_broken = True
             raise
 
     @contextmanager
@@ -427,7 +429,7 @@ class Session:
         except NoSpace:
             raise
         except BaseException:
-            self._is_broken = True
+            self.is_broken = True
             raise
 
     def note_commit(self) -> None:
@@ -505,11 +507,13 @@ class Session:
 
     def _begin(self, known: dict[int, Node] | None = None) -> None:
         """Take up the state of the last commit; nodes that callers hold take it up as well."""
+        self.pages = self._store.pages
+        self.views.forget()
         self._list = SnapshotList(self._store)
         self._nodes: dict[int, Node] = {}
         self._removed: dict[int, Node] = {}
         self._changed: set[int] = set()
-        self._is_changed = self._is_sealed = self._is_broken = False
+        self._is_changed = self._is_sealed = self.is_broken = False
         for node_id, node in (known or {}).items():
             if node_id in self._list:
                 node.take(self._list.get(node_id))

@@ -237,7 +237,7 @@ def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 def _preserving_leaf(heir: Node, start: int, entries: Sequence[int]) -> Table | None:
     """The heir's leaf for entries of one leaf, made if need be; None if it lacks none of them."""
-    _, _, leaf, word0 = next(heir.tree.spans(start, start + 1))
+    leaf, word0, _, _ = heir.tree.find(start)
     lacks = word0 >> KIND_SHIFT == ABSENT if leaf is None else any(not leaf.words[2 * entry] for entry in entries)
     return heir.tree.leaf_for_writing(start) if lacks else None
 

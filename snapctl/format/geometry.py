@@ -45,6 +45,9 @@ class Geometry:
     unit: int = field(init=False)
     fanout: int = field(init=False)
     block_units: int = field(init=False)
+    block_shift: int = field(init=False)
+    fanout_shift: int = field(init=False)
+    fanout_mask: int = field(init=False)
     table_units: int = field(init=False)
     first_page: int = field(init=False)
     max_blocks: int = field(init=False)
@@ -62,6 +65,9 @@ class Geometry:
             "unit": unit,
             "fanout": fanout,
             "block_units": self.block_size // unit,
+            "block_shift": self.block_size.bit_length() - 1,
+            "fanout_shift": fanout.bit_length() - 1,
+            "fanout_mask": fanout - 1,
             "table_units": self.table_size // unit,
             "first_page": SUPERBLOCK_AREA // unit,
             "max_blocks": fanout**VOLUME_DEPTH,

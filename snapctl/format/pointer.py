@@ -8,12 +8,15 @@ other kind the page number, the checksum and the birth are zero.
 
 from __future__ import annotations
 
+import re
 import sys
 from array import array
 from collections.abc import Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 from snapctl.format.checksum import crc32c
+from snapctl.format.geometry import POINTER_BYTES
 
 ABSENT = 0
 """Look in my parent."""
@@ -37,6 +40,13 @@ PASS_WORD = PASS << KIND_SHIFT
 LOST_WORD = LOST << KIND_SHIFT
 
 _SWAP = sys.byteorder == "big"
+_KIND_AT, _RESERVED_AT = (1, 0) if _SWAP else (6, 7)
+"""Where a pointer in memory has its kind, and what is always zero."""
+_LOW = 3 if _SWAP else 2
+"""Which of the four halves of words of a pointer in memory is the checksum."""
+_UNKNOWN = 0xFF
+RUN = re.compile(rb"(.)\1*", re.DOTALL)
+"""A run of one kind among the bytes that `kind_bytes` tells."""
 
 
 class Pointer(NamedTuple):
@@ -102,16 +112,32 @@ def table_checksum(page: bytes) -> int:
     return int(crc32c(page))
 
 
+def pointer_checksums(words: array[int], start: int, stop: int) -> list[int]:
+    """The checksums that the entries from `start` to `stop` of a table carry."""
+    return memoryview(words).cast("B").cast("I")[4 * start + _LOW : 4 * stop : 4].tolist()
+
+
+def kind_bytes(words: array[int], start: int, stop: int) -> bytes:
+    """The kinds of the entries from `start` to `stop` of a table, a byte each, none of `KINDS` for an unknown one."""
+    raw = words[2 * start : 2 * stop].tobytes()
+    kinds = raw[_KIND_AT::POINTER_BYTES]
+    reserved = raw[_RESERVED_AT::POINTER_BYTES]
+    if reserved.strip(b"\0"):
+        return bytes(_UNKNOWN if high else low for high, low in zip(reserved, kinds, strict=True))
+    return kinds
+
+
 def kind_runs(words: array[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
     """Split the entries from `start` to `stop` of a table into runs of one kind.
 
     Yields:
         (first, end, kind) in order; an unknown kind or a reserved bit shows as a number not in `KINDS`.
     """
-    while start < stop:
-        kind = words[2 * start] >> KIND_SHIFT
-        end = start + 1
-        while end < stop and words[2 * end] >> KIND_SHIFT == kind:
-            end += 1
-        yield start, end, kind
-        start = end
+    kinds = kind_bytes(words, start, stop)
+    if _UNKNOWN not in kinds:
+        for run in RUN.finditer(kinds):
+            yield start + run.start(), start + run.end(), run[0][0]
+        return
+    for kind, entries in groupby(word0 >> KIND_SHIFT for word0 in words[2 * start : 2 * stop : 2]):
+        first, start = start, start + sum(1 for _ in entries)
+        yield first, start, kind

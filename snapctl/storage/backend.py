@@ -213,23 +213,27 @@ class FileBackend:
         Raises:
             NotCached: `cached_only` is set and some of it is not in memory.
         """
-        view = memoryview(buffer)
-        done = 0
-        while done < len(view):
-            flags = self._nowait if self.cached_only else 0
-            try:
-                got = os.preadv(self.fd, [view[done:]], offset + done, flags)
-            except OSError as error:
-                if flags and error.errno == errno.EAGAIN:
-                    raise NotCached(offset + done, len(view) - done) from None
-                if flags and error.errno in _NO_NOWAIT:
-                    self._nowait = 0
-                    continue
-                raise self._failure("read", error) from error
-            if got == 0:
-                break
+        done = self._read_some(offset, buffer)
+        if done == len(buffer):
+            return done
+        view, got = memoryview(buffer), done
+        while got and done < len(view):
+            got = self._read_some(offset + done, view[done:])
             done += got
         return done
+
+    def _read_some(self, offset: int, buffer: bytearray | memoryview) -> int:
+        """Read as much as one call of the system gives, 0 bytes at the end of the file; raises as `read_into`."""
+        flags = self._nowait if self.cached_only else 0
+        try:
+            return os.preadv(self.fd, (buffer,), offset, flags)
+        except OSError as error:
+            if flags and error.errno == errno.EAGAIN:
+                raise NotCached(offset, len(buffer)) from None
+            if not flags or error.errno not in _NO_NOWAIT:
+                raise self._failure("read", error) from error
+        self._nowait = 0
+        return self._read_some(offset, buffer)
 
     def warm(self, offset: int, length: int) -> None:
         """Have the system read a range into the page cache, on whatever thread this is called.

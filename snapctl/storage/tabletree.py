@@ -97,6 +97,8 @@ class TableTree:
         self.fanout = pages.geometry.fanout
         self._units = pages.geometry.table_units
         self.depth = depth
+        self._mask = self.fanout - 1
+        self._shifts = [pages.geometry.fanout_shift * level for level in range(depth - 1, 0, -1)]
         self.capacity = self.fanout**depth
         self.what = what
         self.transaction = transaction
@@ -146,27 +148,54 @@ class TableTree:
         Raises:
             DamagedTable: a table on the way cannot be read as such; the walk can be taken up again behind it.
         """
-        fanout = self.fanout
         position = start
         while position < stop:
-            leaf: Table | None = self.root
-            span, base, word0 = self.capacity, 0, 0
-            while leaf is not None and span > fanout:
-                span //= fanout
-                entry = (position - base) // span
-                base += entry * span
-                word0 = leaf.words[2 * entry]
-                try:
-                    leaf = self.child(leaf, entry)
-                except Corruption as error:
-                    raise DamagedTable(str(error), start=base, stop=base + span, page_no=error.page_no) from error
+            leaf, word0, base, span = self.find(position)
             end = min(stop, base + span)
             yield position, end, leaf, word0
             position = end
 
+    def find(self, index: int) -> tuple[Table | None, int, int, int]:
+        """What holds `index`.
+
+        Returns:
+            (leaf, word0, base, span): the last-level table, or None, the first word of the entry above, with no leaf
+            the one that covers the index, and the first index and the number of those that it holds or covers.
+
+        Raises:
+            DamagedTable: a table on the way cannot be read as such.
+        """
+        fanout = self.fanout
+        leaf: Table | None = self.root
+        span, base, word0 = self.capacity, 0, 0
+        while leaf is not None and span > fanout:
+            span //= fanout
+            entry = (index - base) // span
+            base += entry * span
+            word0 = leaf.words[2 * entry]
+            try:
+                leaf = self.child(leaf, entry)
+            except Corruption as error:
+                raise DamagedTable(str(error), start=base, stop=base + span, page_no=error.page_no) from error
+        return leaf, word0, base, span
+
+    def resident_words(self, index: int) -> array[int] | None:
+        """The words of the last-level table that holds `index`, if every table on the way is in memory.
+
+        Where an entry on the way is ABSENT they are those of an empty table.
+        """
+        table = self.root
+        for shift in self._shifts:
+            entry = index >> shift & self._mask
+            child = table.children.get(entry)
+            if child is None:
+                return None if table.words[2 * entry] else _empty_table(self.fanout)[1]
+            table = child
+        return table.words
+
     def get(self, index: int) -> Pointer:
         """The pointer at `index`, or the covering one above it; raises as `spans`."""
-        _, _, leaf, word0 = next(self.spans(index, index + 1))
+        leaf, word0, _, _ = self.find(index)
         if leaf is None:
             return Pointer(word0, 0)
         entry = 2 * (index % self.fanout)

@@ -58,7 +58,7 @@ class Full:
         """What each node reads as, in a container that is whole."""
         assert check_container(str(self.path), wait_seconds=5).findings == []
         with Container.open(str(self.path)) as container:
-            return {node.name: node.read(0, min(node.size_bytes, 16 * MIB)) for node in container.nodes}
+            return {node.name: bytes(node.read(0, min(node.size_bytes, 16 * MIB))) for node in container.nodes}
 
 
 @pytest.fixture(params=["capacity", *FILE_SYSTEMS])

@@ -33,7 +33,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 def contents(container: Container) -> dict[str, bytes]:
-    return {node.name: node.read(0, node.size_bytes) for node in container.nodes}
+    return {node.name: bytes(node.read(0, node.size_bytes)) for node in container.nodes}
 
 
 @contextmanager

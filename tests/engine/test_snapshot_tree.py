@@ -15,9 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from snapctl.engine.container import Container
 from snapctl.engine.model import Cow, Kind
 from snapctl.engine.node import Node
+from snapctl.engine.reading import resolve
 from snapctl.errors import BadSize, HasDependents
 from snapctl.format.geometry import Geometry
-from snapctl.format.pointer import KIND_SHIFT, PAGE, PASS
+from snapctl.format.pointer import KIND_SHIFT, PAGE, PASS, ZERO, kind_bytes
 from snapctl.services.check import check_backend
 from tests.support.backends import MemoryBackend
 from tests.support.states import content_of
@@ -220,6 +221,23 @@ class SnapshotTree(RuleBasedStateMachine):
             assert content == self.models[node_id], node.name
 
     @invariant()
+    def what_is_kept_of_a_view_is_what_lookups_end_in_now(self) -> None:
+        size, fanout = self.container.block_size, self.container.geometry.fanout
+        for node in self.container.nodes:
+            for leaf_no, words in node.view.items():
+                base = leaf_no * fanout
+                stop = min(base + fanout, self.container.geometry.blocks(node.size_bytes))
+                for piece in resolve(node, base, stop):
+                    first, end = piece.start - base, piece.stop - base
+                    if piece.kind != ZERO and piece.limit_bytes < piece.stop * size:
+                        end -= 1
+                        assert words[2 * end] == 0, "a block that a size cuts is more than an entry tells"
+                    if piece.words is not None:
+                        assert words[2 * first : 2 * end] == piece.words[2 * first : 2 * end], node.name
+                    else:
+                        assert kind_bytes(words, first, end) == bytes([piece.kind]) * (end - first), node.name
+
+    @invariant()
     def every_node_owns_what_its_tables_point_to(self) -> None:
         fanout = self.container.geometry.fanout
         for node in self.container.nodes:
@@ -269,17 +287,20 @@ class DeepSnapshotTree(SnapshotTree):
 
 
 class SpillingSnapshotTree(SnapshotTree):
-    """The same, with hardly any tables kept in memory, so that they are written out in mid-transaction."""
+    """The same, with hardly any tables and views kept in memory, so that they are written out in mid-transaction."""
 
     @initialize(geometry=st.just((512, 512)))
     def begin(self, geometry: tuple[int, int]) -> None:
         super().begin(geometry)
-        self.container.most_resident_tables = 4
+        self.forget_soon()
 
     @rule()
     def commit_and_reopen(self) -> None:
         super().commit_and_reopen()
-        self.container.most_resident_tables = 4
+        self.forget_soon()
+
+    def forget_soon(self) -> None:
+        self.container.most_resident_tables = self.container.views.most_leaves = 4
 
 
 TestSnapshotTree = SnapshotTree.TestCase

@@ -25,6 +25,7 @@ from snapctl.format.pointer import (
     filled_table,
     kind_runs,
     page_pointer,
+    pointer_checksums,
     table_checksum,
 )
 from snapctl.format.superblock import pointer_fields
@@ -120,6 +121,14 @@ def test_kind_runs_cover_a_range_with_the_longest_runs_of_one_kind(entries: list
     assert expanded == [entry >> 48 for entry in entries[start:stop]]
     assert all(first < end for first, end, _ in runs)
     assert all(a[1] == b[0] and a[2] != b[2] for a, b in pairwise(runs))
+
+
+@given(st.lists(fields, min_size=2, max_size=64), st.data())
+def test_the_checksums_of_a_table_are_those_of_its_pointers(entries: list[dict[str, int]], data: st.DataObject):
+    table = decode_table(Array(len(entries), layout.Pointer).build(entries))
+    start = data.draw(st.integers(0, len(entries)))
+    stop = data.draw(st.integers(start, len(entries)))
+    assert pointer_checksums(table, start, stop) == [entry["checksum"] for entry in entries[start:stop]]
 
 
 def test_the_checksum_of_a_table_is_crc32c():

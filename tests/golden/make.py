@@ -114,7 +114,7 @@ def _blocks(node: Node) -> Iterator[tuple[int, bytes | None]]:
         end = extent.offset_bytes + extent.length_bytes
         for offset in range(extent.offset_bytes, 0 if extent.is_zero else end, size):
             try:
-                yield offset, node.read(offset, min(size, end - offset))
+                yield offset, bytes(node.read(offset, min(size, end - offset)))
             except DataLost:
                 yield offset, None
 

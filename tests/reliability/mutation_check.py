@@ -67,6 +67,7 @@ REPAIR = "tests/services/test_repair"
 PAGES = "tests/storage/test_pages.py::test_"
 SPACE_MAP = "tests/storage/test_spacemap.py::test_"
 TABLE_TREE = "tests/storage/test_tabletree.py::test_"
+READING = "tests/engine/test_reading.py::test_"
 LIVE = "tests/services/live/test_live_container.py::test_"
 
 MUTATIONS = (
@@ -121,10 +122,58 @@ MUTATIONS = (
     Mutation(
         "data-believed-unverified",
         "snapctl/engine/reading.py",
-        "            if crc32c(target[k * size : (k + 1) * size]) != words[2 * (shift + k) + 1] & CHECKSUM_MASK:\n",
-        "            if False:\n",
+        "        if found != expected:\n",
+        "        if False:\n",
         "A read returns bytes that nobody wrote.",
         ("tests/cli/test_bad_input.py::test_damaged_data_is_never_output",),
+    ),
+    Mutation(
+        "block-believed-unverified",
+        "snapctl/engine/reading.py",
+        "        return crc32c(target) == words[2 * first + 1] & CHECKSUM_MASK\n",
+        "        return True\n",
+        "A read of a block returns bytes that nobody wrote.",
+        (READING + "a_damaged_block_is_never_read_whatever_is_in_memory",),
+    ),
+    Mutation(
+        "blocks-believed-unverified",
+        "snapctl/engine/reading.py",
+        "    return checksums(view, geometry.block_size) == pointer_checksums(words, first, first + count)\n",
+        "    return True\n",
+        "A read of several blocks returns bytes that nobody wrote.",
+        (READING + "a_damaged_block_is_never_read_whatever_is_in_memory",),
+    ),
+    Mutation(
+        "page-out-of-bounds-read",
+        "snapctl/engine/reading.py",
+        "        if not geometry.first_page <= page_no <= pages.end_page - geometry.block_units:\n",
+        "        if False:\n",
+        "A forged pointer shows a superblock as data, or tries to read before the file.",
+        (READING + "a_pointer_that_leads_nowhere_is_told_whatever_is_in_memory",),
+    ),
+    Mutation(
+        "view-kept-while-pages-move",
+        "snapctl/engine/session.py",
+        "        if moves_pages:\n            self.views.forget()\n",
+        "",
+        "A snapshot is looked for where its data was before it was copied; with luck that is nothing but slow.",
+        (READING + "a_view_of_what_was_copied_away_is_forgotten",),
+    ),
+    Mutation(
+        "view-kept-over-an-abort",
+        "snapctl/engine/session.py",
+        "        self.pages = self._store.pages\n        self.views.forget()\n",
+        "        self.pages = self._store.pages\n",
+        "A snapshot is looked for in pages that were given up.",
+        (READING + "a_view_kept_of_what_was_given_up_is_forgotten",),
+    ),
+    Mutation(
+        "view-beyond-the-end-of-a-parent",
+        "snapctl/engine/views.py",
+        "                    key = parent.id, min(limit, parent.size_bytes)\n",
+        "                    key = parent.id, limit\n",
+        "A damaged or forged size shows through others what it has no right to.",
+        ("tests/engine/test_hostile_container.py::test_nothing_is_seen_through_a_parent_beyond_its_end",),
     ),
     Mutation(
         "pointer-out-of-bounds-followed",

@@ -75,7 +75,7 @@ class Oracle:
             return [Piece(start, stop, BAD)]
         return list(self._resolve(record, start, stop, record.size, 0))
 
-    def differs(self, node_id: int, offset: int, data: bytes | memoryview) -> str | None:
+    def differs(self, node_id: int, offset: int, data: bytes | bytearray | memoryview) -> str | None:
         """Why bytes that were read at an offset are not what stands there; None if they are."""
         size = self._geometry.block_size
         first, end = offset // size, -(-(offset + len(data)) // size)

@@ -52,7 +52,7 @@ def import_file(box: Path, name: str, source: Path | str, cow: Cow = Cow.REDIREC
 def content_of(box: Path, name: str) -> bytes:
     with Container.open(str(box)) as container:
         node = container.node(name)
-        return node.read(0, node.size_bytes)
+        return bytes(node.read(0, node.size_bytes))
 
 
 def put(box: Path, name: str, content: bytes, *snapshots: str) -> None:

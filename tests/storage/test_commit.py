@@ -602,7 +602,7 @@ def test_a_write_refused_for_lack_of_space_can_be_aborted(cow: Cow):
     assert refused > 3
     backend.fail_at = range(0)
     container.commit()
-    wanted = {**old, "db": old["db"]._replace(content=volume.read(0, volume.size_bytes))}
+    wanted = {**old, "db": old["db"]._replace(content=bytes(volume.read(0, volume.size_bytes)))}
     assert state_in(backend.data) == wanted
     assert volume.read(300, 150 * 512) == pattern(2, 150 * 512)
     assert_sound(backend.data)

@@ -60,7 +60,7 @@ class Chain:
 
     def read(self, node: Node, block_no: int = BLOCK) -> bytes:
         """One block of a node, as users see it."""
-        return node.read(block_no * SIZE, SIZE)
+        return bytes(node.read(block_no * SIZE, SIZE))
 
 
 @dataclass

@@ -177,7 +177,7 @@ def test_a_look_leaves_nothing_changed():
         served = live(backend)
         served.device("db").write(0, b"kept")
 
-        def look(container: Container) -> bytes:
+        def look(container: Container) -> bytearray:
             seen = container["db"].read(0, 4)
             container.delete("db")
             return seen

@@ -123,7 +123,7 @@ def operations() -> int:
 
 
 def state_in(backend: FailingBackend) -> State:
-    return {node.name: node.read(0, node.size_bytes) for node in reopened(bytes(backend.data)).nodes}
+    return {node.name: bytes(node.read(0, node.size_bytes)) for node in reopened(bytes(backend.data)).nodes}
 
 
 @pytest.mark.parametrize("lasts", [1, 40, LASTING], ids=["once", "for a while", "for good"])
