@@ -15,11 +15,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from time import perf_counter_ns
 
+from snapctl.services.live.container import LiveContainer
 from snapctl.services.nbd.budget import Budget
 from snapctl.services.nbd.exports import Exports
+from snapctl.services.nbd.fetcher import Fetcher
 from snapctl.services.nbd.handshake import Agreement, Refused, StartTls, negotiate
+from snapctl.services.nbd.outlet import Outlet
 from snapctl.services.nbd.statistics import Statistics
 from snapctl.services.nbd.transmission import TURN_NANOSECONDS, Transmission
+from snapctl.storage.backend import Buffer, FileBackend
 
 MAX_CONNECTIONS = 1024
 HANDSHAKE_SECONDS = 20.0
@@ -29,8 +33,6 @@ _CLOSE_SECONDS = 10.0
 """How long a client may take to receive its last replies."""
 
 _RECEIVE_BYTES = 128 << 10
-_WRITE_HIGH_BYTES = 256 << 10
-"""What may wait to be sent before the client counts as slow, and no more of its requests are looked at."""
 
 
 class Hub:
@@ -38,6 +40,8 @@ class Hub:
 
     Attributes:
         exports: what is on offer.
+        received: where requests are received, and `room`, a view of it.
+        fetcher: fetches what reads lack.
         tls: serves TLS and nothing else; None for none.
         connections: all that are open.
         totals: what the clients that have left have asked for, by the export's node id.
@@ -63,7 +67,9 @@ class Hub:
         self.totals: dict[int, Statistics] = {}
         self.is_closing = False
         self.gone = asyncio.Event()
-        self.view = memoryview(bytearray(_RECEIVE_BYTES))
+        self.received = bytearray(_RECEIVE_BYTES)
+        self.room = memoryview(self.received)
+        self.fetcher = Fetcher(_file_of(exports.live))
         self._max_connections = max_connections
         self._is_full = False
 
@@ -87,8 +93,8 @@ class Hub:
         transmission = connection.transmission
         if transmission is not None:
             node_id = transmission.agreement.device.node.id
+            transmission.statistics.in_flight = 0  # nobody waits for those answers
             self.totals.setdefault(node_id, Statistics()).merge(transmission.statistics)
-            transmission.statistics = Statistics()
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -97,20 +103,20 @@ class Connection(asyncio.BufferedProtocol):
     Attributes:
         peer: who it is, for people.
         transmission: its use of an export; None while the handshake lasts.
-        is_congested: it does not take what it was sent.
     """
 
     def __init__(self, hub: Hub) -> None:
         """Wait to be connected."""
         self.peer = "unknown"
         self.transmission: Transmission | None = None
-        self.is_congested = False
         self._hub = hub
         self._transport: asyncio.Transport | None = None
+        self._outlet: Outlet | None = None
         self._steps = negotiate(hub.exports, tls=hub.tls is not None, is_closing=lambda: hub.is_closing)
         self._wanted = 0
         self._left = b""
         self._rests = False
+        self._is_deaf = False
         self._timer: asyncio.TimerHandle | None = None
         self._upgrade: asyncio.Task[None] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -123,11 +129,11 @@ class Connection(asyncio.BufferedProtocol):
         if not isinstance(transport, asyncio.Transport):
             raise TypeError("a connection needs a stream")
         self._transport = transport
+        self._outlet = Outlet(transport)
         if not self._hub.admit(self):
             transport.abort()
             return
         self.peer = _describe_peer(transport)
-        transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
         self._set_timer(HANDSHAKE_SECONDS, "its handshake takes too long")
         self._negotiate(None)
 
@@ -135,10 +141,12 @@ class Connection(asyncio.BufferedProtocol):
         """Say where to receive."""
         if self.transmission is not None and self.transmission.payload is not None:
             return self.transmission.payload
-        left = len(self._left)
-        view = self._hub.view
-        view[:left] = self._left
-        return view[left:]
+        room = self._hub.room
+        if self._left:
+            left = len(self._left)
+            room[:left] = self._left
+            return room[left:]
+        return room
 
     def buffer_updated(self, nbytes: int) -> None:
         """Use what was received."""
@@ -146,25 +154,36 @@ class Connection(asyncio.BufferedProtocol):
             self.transmission.payload_received(nbytes)
             self._pace()
         else:
-            self._use(self._hub.view[: len(self._left) + nbytes])
+            self._use(self._hub.received, len(self._left) + nbytes)
 
     def pause_writing(self) -> None:
         """Take note that the client is slow."""
-        self.is_congested = True
+        if self._outlet is not None:
+            self._outlet.pause()
 
     def resume_writing(self) -> None:
         """Go on after that."""
-        self.is_congested = False
-        self._wake()
-        self.go_on()
+        if self._outlet is not None:
+            self._outlet.resume()
+        if not self.is_congested:
+            self._wake()
+            if self.transmission is not None:
+                self.transmission.taken()
+            self.go_on()
+
+    def eof_received(self) -> bool:
+        """Answer what was asked for: the client sends nothing more, but may still receive."""
+        self.finish()
+        return self._hub.tls is None  # which has the transport stay open
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 asyncio's signature
         """Let go of everything."""
         if self._is_lost:
             return
         self._is_lost = True
-        self.is_congested = False
         self._left = b""
+        if self._outlet is not None:
+            self._outlet.lost()
         self._steps.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -175,10 +194,15 @@ class Connection(asyncio.BufferedProtocol):
 
     # What the transmission calls.
 
-    def write(self, buffers: list[bytes | bytearray | memoryview]) -> None:
-        """Send bytes."""
-        if self._transport is not None and not self._is_lost:
-            self._transport.writelines(buffers)
+    @property
+    def is_congested(self) -> bool:
+        """See `Link`."""
+        return self._outlet is not None and self._outlet.is_congested
+
+    def write(self, buffers: list[Buffer]) -> None:
+        """See `Link`."""
+        if self._outlet is not None and not self._is_lost:
+            self._outlet.write(buffers)
 
     async def sent(self) -> None:
         """Return when the client has taken most of what it was sent, or is gone."""
@@ -191,13 +215,13 @@ class Connection(asyncio.BufferedProtocol):
         """Use what was left, then receive more."""
         if not self._is_lost and not self._is_blocked:
             left, self._left = self._left, b""
-            self._use(memoryview(left))
+            self._use(left, len(left))
 
     def close(self) -> None:
         """Send what was written, then disconnect."""
-        if self._transport is not None and not self._transport.is_closing():
+        if self._outlet is not None and not self._outlet.is_closing:
             self._set_timer(_CLOSE_SECONDS, "it does not take its last replies")
-            self._transport.close()
+            self._outlet.close()
 
     def abort(self, reason: str) -> None:
         """Disconnect at once."""
@@ -214,33 +238,46 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self.close()
 
-    def _use(self, view: memoryview) -> None:
+    def _use(self, data: bytes | bytearray, end: int) -> None:
+        """Use the first `end` bytes of `data`."""
         if self._upgrade is not None:
-            self._left = bytes(view)
-            if len(view) == len(self._hub.view):
+            self._left = bytes(memoryview(data)[:end])
+            if end == len(self._hub.room):
                 self.abort("it sends too much before TLS has begun")
             return
-        began_ns = perf_counter_ns()
-        while self.transmission is None and len(view) >= self._wanted and not self._is_ending and not self._is_blocked:
-            if perf_counter_ns() - began_ns > TURN_NANOSECONDS:
-                self._rests = True
-                asyncio.get_running_loop().call_soon(self._stop_resting)
-                break
-            data, view = bytes(view[: self._wanted]), view[self._wanted :]
-            self._negotiate(data, view)
-            if self._upgrade is not None:
-                return
+        position = self._use_options(data, end) if self.transmission is None else 0
+        if self._upgrade is not None:
+            return
         if self._is_ending:
             self._left = b""
             return
         if self.transmission is not None:
-            view = view[self.transmission.consume(view) :]
-        self._left = bytes(view)
+            if position:
+                data, position, end = data[position:end], 0, end - position
+            position = self.transmission.consume(data, end)
+        self._left = bytes(memoryview(data)[position:end]) if position < end else b""
         self._pace()
+
+    def _use_options(self, data: bytes | bytearray, end: int) -> int:
+        """Use what belongs to the handshake; returns how much that is."""
+        began_ns = perf_counter_ns()
+        position = 0
+        while (
+            self.transmission is None
+            and end - position >= self._wanted
+            and not (self._is_ending or self._is_blocked or self._upgrade)
+        ):
+            if perf_counter_ns() - began_ns > TURN_NANOSECONDS:
+                self._rests = True
+                asyncio.get_running_loop().call_soon(self._stop_resting)
+                break
+            begin, position = position, position + self._wanted
+            self._negotiate(bytes(memoryview(data)[begin:position]), has_more=position < end)
+        return position
 
     @property
     def _is_ending(self) -> bool:
-        return self._is_lost or self._transport is None or self._transport.is_closing()
+        return self._is_lost or self._outlet is None or self._outlet.is_closing
 
     @property
     def _is_blocked(self) -> bool:
@@ -255,20 +292,21 @@ class Connection(asyncio.BufferedProtocol):
 
     def _pace(self) -> None:
         """Receive while requests can be executed and options answered, and only then."""
-        if self._is_ending or self._transport is None:
+        if self._is_ending or self._transport is None or self._is_blocked == self._is_deaf:
             return
-        if self._is_blocked:
+        self._is_deaf = not self._is_deaf
+        if self._is_deaf:
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
 
-    def _negotiate(self, data: bytes | None, rest: memoryview | None = None) -> None:
+    def _negotiate(self, data: bytes | None, *, has_more: bool = False) -> None:
         """Drive the handshake on, until it wants more bytes or is over."""
         try:
             step = next(self._steps) if data is None else self._steps.send(data)
             while not isinstance(step, int):
                 if isinstance(step, StartTls):
-                    self._begin_tls(has_more=bool(rest))
+                    self._begin_tls(has_more=has_more)
                     return
                 self.write([step])
                 step = next(self._steps)
@@ -287,7 +325,10 @@ class Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         hub = self._hub
-        self.transmission = Transmission(agreement, hub.exports.live, self, hub.budget, f"NBD client {self.peer}")
+        if hub.tls is None and self._outlet is not None:
+            self._outlet.send_directly()
+        description = f"NBD client {self.peer}"
+        self.transmission = Transmission(agreement, hub.exports.live, self, hub.budget, hub.fetcher, description)
 
     def _begin_tls(self, *, has_more: bool) -> None:
         """Have the transport replaced by one that speaks TLS, unless somebody has slipped plain text in behind."""
@@ -312,10 +353,10 @@ class Connection(asyncio.BufferedProtocol):
             self.connection_lost(None)
             return
         self._transport = transport
-        transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
+        self._outlet = Outlet(transport)
         left, self._left = self._left, b""
         self._negotiate(None)
-        self._use(memoryview(left))
+        self._use(left, len(left))
 
     def _wake(self) -> None:
         if self._drained is not None and not self._drained.done():
@@ -326,6 +367,13 @@ class Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(seconds, self.abort, reason)
+
+
+def _file_of(live: LiveContainer) -> FileBackend:
+    backend = live.container.pages.backend
+    if not isinstance(backend, FileBackend):
+        raise TypeError("a server needs a container in a file")
+    return backend
 
 
 def _describe_peer(transport: asyncio.Transport) -> str:

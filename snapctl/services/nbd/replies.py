@@ -35,8 +35,11 @@ class Form(Protocol):
             offset: where in the export it happened, if that is known.
         """
 
-    def data(self, cookie: int, at: int, offset: int, length: int, *, is_last: bool) -> bytes:
-        """Begin to answer a read; `length` bytes from `offset` in the export follow."""
+    def whole(self, cookie: int, at: int, length: int) -> bytes:
+        """Begin to answer a read by all of its data, in one; `length` bytes follow."""
+
+    def part(self, cookie: int, at: int, offset: int, length: int) -> bytes:
+        """Begin a part of the answer to a read, not the last one; `length` bytes from `offset` in the export follow."""
 
     def hole(self, cookie: int, at: int, offset: int, length: int, *, is_last: bool) -> bytes:
         """Answer a part of a read, which is zeros; not in simple replies."""
@@ -58,9 +61,13 @@ class Simple:
         """See `Form`."""
         return wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, errno, cookie)
 
-    def data(self, cookie: int, at: int, offset: int, length: int, *, is_last: bool) -> bytes:  # noqa: ARG002
+    def whole(self, cookie: int, at: int, length: int) -> bytes:  # noqa: ARG002
         """See `Form`."""
         return wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, 0, cookie)
+
+    def part(self, cookie: int, at: int, offset: int, length: int) -> bytes:  # noqa: ARG002
+        """See `Form`; there is one part, which is all of it."""
+        return self.whole(cookie, at, length)
 
     def hole(self, cookie: int, at: int, offset: int, length: int, *, is_last: bool) -> bytes:
         """Cannot be told in this form, and is never asked of it."""
@@ -93,10 +100,16 @@ class Structured:
             kind, body = wire.REPLY_TYPE_ERROR_OFFSET, wire.ErrorOffsetChunk.build(fields)
         return self.chunk(cookie, at, kind, len(body), is_last=True) + bytes(body)
 
-    def data(self, cookie: int, at: int, offset: int, length: int, *, is_last: bool) -> bytes:  # noqa: ARG002
+    def whole(self, cookie: int, at: int, length: int) -> bytes:
         """See `Form`."""
         return wire.STRUCTURED_DATA.pack(
-            wire.STRUCTURED_REPLY_MAGIC, is_last, wire.REPLY_TYPE_OFFSET_DATA, cookie, 8 + length, offset
+            wire.STRUCTURED_REPLY_MAGIC, wire.REPLY_FLAG_DONE, wire.REPLY_TYPE_OFFSET_DATA, cookie, 8 + length, at
+        )
+
+    def part(self, cookie: int, at: int, offset: int, length: int) -> bytes:  # noqa: ARG002
+        """See `Form`."""
+        return wire.STRUCTURED_DATA.pack(
+            wire.STRUCTURED_REPLY_MAGIC, 0, wire.REPLY_TYPE_OFFSET_DATA, cookie, 8 + length, offset
         )
 
     def hole(self, cookie: int, at: int, offset: int, length: int, *, is_last: bool) -> bytes:
@@ -123,10 +136,16 @@ class Extended(Structured):
         """Build the header of a chunk with `length` bytes behind it."""
         return wire.EXTENDED_REPLY.pack(wire.EXTENDED_REPLY_MAGIC, is_last, kind, cookie, at, length)
 
-    def data(self, cookie: int, at: int, offset: int, length: int, *, is_last: bool) -> bytes:
+    def whole(self, cookie: int, at: int, length: int) -> bytes:
         """See `Form`."""
         return wire.EXTENDED_DATA.pack(
-            wire.EXTENDED_REPLY_MAGIC, is_last, wire.REPLY_TYPE_OFFSET_DATA, cookie, at, 8 + length, offset
+            wire.EXTENDED_REPLY_MAGIC, wire.REPLY_FLAG_DONE, wire.REPLY_TYPE_OFFSET_DATA, cookie, at, 8 + length, at
+        )
+
+    def part(self, cookie: int, at: int, offset: int, length: int) -> bytes:
+        """See `Form`."""
+        return wire.EXTENDED_DATA.pack(
+            wire.EXTENDED_REPLY_MAGIC, 0, wire.REPLY_TYPE_OFFSET_DATA, cookie, at, 8 + length, offset
         )
 
     def status(self, cookie: int, at: int, context: int, extents: list[tuple[int, int]], *, is_last: bool) -> bytes:

@@ -123,6 +123,7 @@ class Server:
         for task in tasks:
             task.cancel()
         await self._until_gone(deadline + 1)
+        await self._hub.fetcher.close()
 
     async def _until_gone(self, deadline: float) -> None:
         loop = asyncio.get_running_loop()

@@ -28,12 +28,18 @@ class Operation:
         self.requests = self.errors = self.length_bytes = self.nanoseconds = 0
         self.histogram = [0] * BUCKETS
 
-    def add(self, length_bytes: int, nanoseconds: int) -> None:
-        """Count one request."""
-        self.requests += 1
+    def add(self, length_bytes: int, nanoseconds: int, requests: int = 1) -> None:
+        """Count requests that took equally long.
+
+        Args:
+            length_bytes: the sum of their lengths.
+            nanoseconds: the latency of each.
+            requests: how many there are.
+        """
+        self.requests += requests
         self.length_bytes += length_bytes
-        self.nanoseconds += nanoseconds
-        self.histogram[min((nanoseconds >> 10).bit_length(), BUCKETS - 1)] += 1
+        self.nanoseconds += requests * nanoseconds
+        self.histogram[min((nanoseconds >> 10).bit_length(), BUCKETS - 1)] += requests
 
     def merge(self, other: Operation) -> None:
         """Count all that another has counted."""

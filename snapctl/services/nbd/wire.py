@@ -199,6 +199,10 @@ STATUS_CHUNK_EXT = Packed(">LL")
 STATUS_EXTENT = Packed(">LL")
 STATUS_EXTENT_EXT = Packed(">QQ")
 
+# Requests once more, with the magic number, the flags and the command as one number.
+REQUEST_IN_FOUR = Packed(">QQQL")
+EXTENDED_REQUEST_IN_FOUR = Packed(">QQQQ")
+
 # A reply to a read and what begins the chunk in it, in one.
 STRUCTURED_DATA = Packed(STRUCTURED_REPLY.format + DATA_CHUNK.format[1:])
 EXTENDED_DATA = Packed(EXTENDED_REPLY.format + DATA_CHUNK.format[1:])

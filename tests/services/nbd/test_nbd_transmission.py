@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from snapctl.services.nbd.answers import PIECE_BYTES
 from snapctl.services.nbd.exports import MAX_PAYLOAD_BYTES
-from snapctl.services.nbd.transmission import PIECE_BYTES, SMALL_PAYLOAD_BYTES
+from snapctl.services.nbd.transmission import SMALL_PAYLOAD_BYTES
 from tests.services.nbd import client as nbd
 from tests.services.nbd.client import Client
 from tests.services.nbd.conftest import SIZE
