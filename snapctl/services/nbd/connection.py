@@ -32,7 +32,8 @@ HANDSHAKE_SECONDS = 20.0
 _CLOSE_SECONDS = 10.0
 """How long a client may take to receive its last replies."""
 
-_RECEIVE_BYTES = 128 << 10
+_RECEIVE_BYTES = 256 << 10
+_HEADERS_BYTES = 512
 
 
 class Hub:
@@ -117,6 +118,7 @@ class Connection(asyncio.BufferedProtocol):
         self._left = b""
         self._rests = False
         self._is_deaf = False
+        self._is_bulk = False
         self._timer: asyncio.TimerHandle | None = None
         self._upgrade: asyncio.Task[None] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -146,12 +148,16 @@ class Connection(asyncio.BufferedProtocol):
             left = len(self._left)
             room[:left] = self._left
             return room[left:]
+        if self._is_bulk:  # one large payload behind the other: the less of it comes here, the less is copied
+            self._is_bulk = False
+            return room[:_HEADERS_BYTES]
         return room
 
     def buffer_updated(self, nbytes: int) -> None:
         """Use what was received."""
         if self.transmission is not None and self.transmission.payload is not None:
             self.transmission.payload_received(nbytes)
+            self._is_bulk = self.transmission.payload is None
             self._pace()
         else:
             self._use(self._hub.received, len(self._left) + nbytes)
@@ -162,9 +168,13 @@ class Connection(asyncio.BufferedProtocol):
             self._outlet.pause()
 
     def resume_writing(self) -> None:
-        """Go on after that."""
-        if self._outlet is not None:
-            self._outlet.resume()
+        """Go on after that; soon, as a transport does not expect to be written to, and to meet an error, just now."""
+        asyncio.get_running_loop().call_soon(self._resume_writing)
+
+    def _resume_writing(self) -> None:
+        if self._outlet is None or self._is_lost:
+            return
+        self._outlet.resume()
         if not self.is_congested:
             self._wake()
             if self.transmission is not None:

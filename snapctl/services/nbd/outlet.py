@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+from contextlib import suppress
 
 from snapctl.storage.backend import Buffer
 
 HIGH_BYTES = 256 << 10
 """What may wait to be sent before the client counts as slow, and no more of its requests are looked at."""
+
+_SYSTEM_BYTES = 1 << 20
+"""What the system is asked to take before the client does: a large reply should not need many turns of the loop."""
 
 _MORSEL_BYTES = 512
 _IOV_MAX = 1024
@@ -44,7 +49,11 @@ class Outlet:
 
     def send_directly(self) -> None:
         """Send by reference, from now on; for a transport that adds nothing to what it sends."""
-        self._fd = self._transport.get_extra_info("socket").fileno()
+        link = self._transport.get_extra_info("socket")
+        self._fd = link.fileno()
+        if link.family == socket.AF_UNIX:  # TCP finds out by itself
+            with suppress(OSError):
+                link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SYSTEM_BYTES)
         self._transport.set_write_buffer_limits(high=0)
 
     def write(self, buffers: list[Buffer]) -> None:
@@ -76,7 +85,6 @@ class Outlet:
 
     def lost(self) -> None:
         """Forget what waits."""
-        self._fd = -1
         self._waiting = []
         self.is_congested = False
 
