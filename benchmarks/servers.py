@@ -201,11 +201,13 @@ class Qemu(Server):
         return [find("qemu-nbd"), "--persistent", *served, "-k", socket_path, self.file]
 
     def snapshot(self) -> None:
-        """Stop, take an internal snapshot, and start again: a file that is served cannot have one taken otherwise."""
+        """Take an internal snapshot, and stop meanwhile: of a file that is served none can be taken."""
         self._snapshots += 1
+        serving = self._process is not None
         self.stop()
-        run("qemu-img", "snapshot", "-c", f"s{self._snapshots}", self.file)
-        self.start()
+        run("qemu-img", "snapshot", "-c", f"s{self._snapshots}", self.file, synced=self.file)
+        if serving:
+            self.start()
 
 
 class Nbdkit(Server):

@@ -26,13 +26,13 @@ def figure(value: float) -> str:
 
 
 def verdict_words(verdict: Verdict) -> str:
-    """An aim and what came of it: ``at least 3: reached``."""
-    return f"{verdict.aim.bound}: {verdict.word}"
+    """An aim and what came of it: ``at least 3: reached``; nothing if that is not known."""
+    return "" if verdict.value is None else f"{verdict.aim.bound}: {verdict.word}"
 
 
 def ratio(value: float) -> str:
     """A ratio with two digits that count: ``x 1.42``."""
-    return f"x {value:.2f}" if value >= 0.1 else f"x {value:.2g}"
+    return f"x {value:.2f}" if value >= 0.1 else f"x {value:#.2g}"
 
 
 def comparison_rows(comparison: Comparison) -> Iterator[tuple[str, str, str, str, str]]:
