@@ -243,12 +243,6 @@ class Device:
         if end > begin:
             yield begin, end, last
 
-    def read(self, offset: int, length: int) -> Buffer:
-        """Read a range, acknowledged writes included; raises as `Node.read`. What comes back must not be changed."""
-        buffer = bytearray(length)
-        self.read_into(offset, buffer)
-        return buffer
-
 
 def _stacked(overlays: Sequence[Overlay], start: int, stop: int) -> Iterator[Run]:
     """What the first overlay that has anything has, for each block of a range."""
