@@ -2,6 +2,9 @@
 
 Whole subtrees change hands by one pointer where the heir has nothing in their place and their entries need no
 translation. What the heir has no use for is freed. Every page keeps exactly one owner throughout (invariant 1).
+
+A table that cannot be read stops it between two steps, each of which is whole: what lies before is handed over, what
+lies behind is not, and what the heir shows is the same in either case.
 """
 
 from __future__ import annotations
@@ -64,13 +67,15 @@ class Handover:
             self._hand_over_leaf(table, heir_table, start, stop)
             return
         idle_word = self._idle_word(heir_table)
+        is_first = True
         for entry in range(start // step, -(-stop // step)):
             if table.words[2 * entry] == idle_word:
                 continue
+            if table is self.giver.root and not is_first:
+                self.session.relieve(may_write=True)
+            is_first = False
             low, high = max(0, start - entry * step), min(step, stop - entry * step)
             self._hand_over_entry(table, heir_table, entry, step, low, high)
-            if table is self.giver.root:
-                self.session.relieve(may_write=True)
 
     def _hand_over_entry(
         self, table: Table, heir_table: Table | None, entry: int, step: int, low: int, high: int
@@ -84,7 +89,6 @@ class Handover:
                 lacking = self.heir, heir_table
             if is_table and is_whole and heir_word == 0:
                 self._graft(self.heir, table, heir_table, entry, step)
-                table.words[2 * entry], table.words[2 * entry + 1] = self.rest_word, 0
                 return
         if not is_table and lacking:
             lacking[0].fill_entry(lacking[1], entry, step, low, high, self._translate(word0))
@@ -96,8 +100,8 @@ class Handover:
             self._walk(child, lacking[0].child_for_writing(lacking[1], entry) if lacking else None, step, low, high)
             if not is_whole:
                 return
-            self.giver.release(table, entry)
             self.giver.discard(child)
+            self.giver.release(table, entry)
         table.words[2 * entry], table.words[2 * entry + 1] = self.rest_word, 0
 
     def _hand_over_leaf(self, table: Table, heir_table: Table | None, start: int, stop: int) -> None:
@@ -120,19 +124,32 @@ class Handover:
                 freed.append(word0 & PAGE_MASK)
             words[i], words[i + 1] = self.rest_word, 0
         self.freed += len(freed)
-        self.session.space.free_pages(freed, self.session.geometry.block_units)
+        with self.session.changing(moves_pages=False):
+            self.session.space.free_pages(freed, self.session.geometry.block_units)
 
     def _graft(self, heir: TableTree, table: Table, heir_table: Table, entry: int, step: int) -> None:
-        """Move a whole subtree to the heir by its pointer, then translate what has to be."""
-        words = slice(2 * entry, 2 * entry + 2)
-        child = self.giver.release(table, entry)
-        heir_table.words[words] = table.words[words]
-        if child is not None:
-            heir_table.children[entry] = child
-            if child.changed:
-                heir_table.changed_children.add(entry)
-        if self.absent_word or self.pass_word != PASS_WORD:
-            self._adapt(heir, heir_table, entry, step)
+        """Move a whole subtree to the heir by its pointer, and translate what has to be."""
+        is_adapted = self.absent_word != 0 or self.pass_word != PASS_WORD
+        if is_adapted:
+            self._load(table, entry, step)
+        with self.session.changing(moves_pages=False):
+            words = slice(2 * entry, 2 * entry + 2)
+            child = self.giver.release(table, entry)
+            heir_table.words[words] = table.words[words]
+            table.words[2 * entry], table.words[2 * entry + 1] = self.rest_word, 0
+            if child is not None:
+                heir_table.children[entry] = child
+                if child.changed:
+                    heir_table.changed_children.add(entry)
+            if is_adapted:
+                self._adapt(heir, heir_table, entry, step)
+
+    def _load(self, table: Table, entry: int, step: int) -> None:
+        """Read all tables beneath an entry, so that damage is found while nothing is changed."""
+        child = self.giver.child(table, entry)
+        if child is not None and step > len(child.words) // 2:
+            for i in range(len(child.words) // 2):
+                self._load(child, i, step // (len(child.words) // 2))
 
     def _adapt(self, heir: TableTree, heir_table: Table, entry: int, step: int) -> None:
         """Translate the entries of a grafted subtree, counting its data blocks."""

@@ -210,6 +210,11 @@ class Node:
     def write(self, offset: int, data: Buffer) -> None:
         """Write bytes at any offset, preserving what they replace in the newest snapshot (claims 5 and 6).
 
+        What lies beneath one leaf of the tables is written as a whole or not at all, leaf after leaf, and the open
+        transaction can go on after a failure, but for these: what failed is a write to the file for another reason than
+        lack of space, or to a page that was written in this transaction, which poisons; or the space map is damaged,
+        after which the transaction may only be aborted.
+
         Args:
             offset: where to begin, in bytes.
             data: what to write, any length.
@@ -217,18 +222,17 @@ class Node:
         Raises:
             ReadOnlyNode: an RO snapshot (claims 3 and 7), or a container opened for reading.
             OutOfRange: the data would go beyond the volume's end.
-            NoSpace: the capacity has no room, and nothing was changed; or the file system has none.
-            Corruption: a block that is written in part, or a table, cannot be read.
+            NoSpace: the capacity has no room, and nothing at all was changed; or the file system has none.
+            Corruption: a block that is written in part, or a table of the volume or of its newest snapshot, cannot be
+                read.
             IoFailure: the system refuses.
-
-        After the last three, but for the want of capacity, the open transaction can only be aborted.
         """
         view = memoryview(data).cast("B")
         self.check_writable()
         self.check_range(offset, len(view))
         if view:
             writing.check_room(self, offset, view)
-            with self.container.changing(moves_pages=self._copies):
+            with self.container.attempting(moves_pages=self._copies):
                 writing.write(self, offset, view)
 
     def write_blocks(self, blocks: Mapping[int, Buffer]) -> None:
@@ -238,15 +242,19 @@ class Node:
         """
         self.check_writable()
         if blocks:
-            with self.container.changing(moves_pages=self._copies):
+            with self.container.attempting(moves_pages=self._copies):
                 writing.write_blocks(self, blocks)
 
     def trim(self, offset: int, length: int) -> None:
-        """Make a range read as zeros, giving up its data; snapshots keep theirs. Raises as `write`."""
+        """Make a range read as zeros, giving up its data; snapshots keep theirs. Raises as `write`.
+
+        After a failure as for `write` the open transaction can go on; each block of the range reads as before or as
+        zeros, and snapshots as before.
+        """
         self.check_writable()
         self.check_range(offset, length)
         if length:
-            with self.container.changing(moves_pages=self._copies):
+            with self.container.attempting(moves_pages=self._copies):
                 writing.trim(self, offset, length)
 
     def resize(self, size_bytes: int, *, shrink: bool = False) -> None:

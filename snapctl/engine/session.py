@@ -405,21 +405,39 @@ class Session:
 
     @contextmanager
     def changing(self, *, moves_pages: bool = True) -> Iterator[None]:
-        """Around every change: one that fails midway breaks the open transaction.
+        """Around a change that must not be left half done: one that fails breaks the open transaction.
 
         Args:
             moves_pages: a page that holds what an RO snapshot shows may come to stand elsewhere, or be freed.
         """
-        if self._is_sealed:
-            raise SnapctlError(f"{self.path} cannot be changed while a commit is in flight")
-        if moves_pages:
-            self.views.forget()
-        self._is_changed = True
+        self._begin_change(moves_pages=moves_pages)
         try:
             yield
         except BaseException:
             self.is_broken = True
             raise
+
+    @contextmanager
+    def attempting(self, *, moves_pages: bool = True) -> Iterator[None]:
+        """Around a change that keeps `changing` around what must not be left half done; elsewhere it may fail.
+
+        An interrupt may strike anywhere, and breaks the open transaction in any case.
+        """
+        self._begin_change(moves_pages=moves_pages)
+        try:
+            yield
+        except SnapctlError:
+            raise
+        except BaseException:
+            self.is_broken = True
+            raise
+
+    def _begin_change(self, *, moves_pages: bool) -> None:
+        if self._is_sealed:
+            raise SnapctlError(f"{self.path} cannot be changed while a commit is in flight")
+        if moves_pages:
+            self.views.forget()
+        self._is_changed = True
 
     @contextmanager
     def _retriable(self) -> Iterator[None]:

@@ -7,15 +7,16 @@ goes to the file a leaf of blocks at a time, in as few calls as its pages allow.
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from snapctl.engine import reading
 from snapctl.engine.handover import Handover
 from snapctl.engine.model import Cow, Kind
-from snapctl.errors import BadSize, Corruption, DataLost, IoFailure
+from snapctl.errors import BadSize, Corruption, DataLost, IoFailure, SnapctlError
 from snapctl.format.checksum import crc32c
 from snapctl.format.pointer import (
-    ABSENT,
     BIRTH_SHIFT,
     CHECKSUM_MASK,
     KIND_SHIFT,
@@ -24,15 +25,16 @@ from snapctl.format.pointer import (
     PAGE_WORD,
     PASS_WORD,
     ZERO_WORD,
+    filled_table,
 )
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from snapctl.engine.node import Node
+    from snapctl.engine.session import Session
     from snapctl.storage.backend import Buffer
-    from snapctl.storage.tabletree import Table
 
 
 def check_room(node: Node, offset: int, data: memoryview) -> None:
@@ -61,31 +63,48 @@ def check_room(node: Node, offset: int, data: memoryview) -> None:
 
 
 def write(node: Node, offset: int, data: memoryview) -> None:
-    """Write `data` at `offset` in bytes; the range lies inside the volume.
+    """Write `data` at `offset` in bytes, a leaf at a time; the range lies inside the volume.
 
     Raises:
-        NoSpace: no room for the data or for tables; whatever happened before stays in the open transaction.
-        Corruption: a table, or a block that is written in part, cannot be read.
+        NoSpace: no room for the data or for tables; what was written to other leaves stays in the open transaction.
+        Corruption: a table, or a block that is written in part, cannot be read; likewise.
         IoFailure: the system refuses.
     """
-    block_size = node.container.block_size
+    size, fanout = node.container.block_size, node.container.geometry.fanout
     end = offset + len(data)
     position = offset
     while position < end:
-        block_no, at = divmod(position, block_size)
-        piece = data[position - offset :]
-        if at or len(piece) < block_size:
-            piece = piece[: block_size - at]
-            block = memoryview(bytearray(block_size))
-            if at or position + len(piece) < node.size_bytes:
-                # Else it is all that there is of the last block, of which nothing has to be readable.
-                reading.read_blocks(node, block_no, block_no + 1, block)
-            block[at : at + len(piece)] = piece
-            _write_run(node, block_no, block)
-        else:
-            piece = piece[: len(piece) - len(piece) % block_size]
-            _write_run(node, block_no, piece)
+        first = position // size % fanout
+        start = position // size - first
+        piece = data[position - offset : (start + fanout) * size - offset]
+        blocks = _whole_blocks(node, position, piece)
+        _write_leaf(node, start, range(first, first + len(blocks)), blocks)
         position += len(piece)
+
+
+def _whole_blocks(node: Node, position: int, piece: memoryview) -> list[memoryview]:
+    """Cut what is to be written at an offset into blocks; those that it covers in part are filled up by reading."""
+    size = node.container.block_size
+    head = -position % size
+    blocks = [piece[at : at + size] for at in range(head, len(piece), size)]
+    if head:
+        blocks.insert(0, _filled_up(node, position, piece[:head]))
+    if len(blocks[-1]) < size:
+        tail = len(blocks[-1])
+        blocks[-1] = _filled_up(node, position + len(piece) - tail, piece[-tail:])
+    return blocks
+
+
+def _filled_up(node: Node, position: int, piece: memoryview) -> memoryview:
+    """The block in which a part of one is written."""
+    size = node.container.block_size
+    block_no, at = divmod(position, size)
+    block = memoryview(bytearray(size))
+    if at or position + len(piece) < node.size_bytes:
+        # Else it is all that there is of the last block, of which nothing has to be readable.
+        reading.read_blocks(node, block_no, block_no + 1, block)
+    block[at : at + len(piece)] = piece
+    return block
 
 
 def trim(node: Node, offset: int, length: int) -> None:
@@ -149,7 +168,7 @@ def _zero_beyond(node: Node, size_bytes: int) -> None:
     except DataLost:
         return  # and stays so, with what the volume may grow into
     block[at:] = bytes(block_size - at)
-    _write_run(node, block_no, block)
+    write_blocks(node, {block_no: block})
 
 
 def _hole_word(node: Node) -> int:
@@ -162,12 +181,14 @@ def _trim_blocks(node: Node, start: int, stop: int) -> None:
     container = node.container
     heir_tree = heir.tree if heir else None
     handover = Handover(container, node.tree, heir_tree, absent_word=PASS_WORD, rest_word=_hole_word(node))
-    handover.run(start, stop)
-    node.own_blocks -= handover.freed + handover.inherited
-    container.note_change(node)
-    if heir:
-        heir.own_blocks += handover.inherited
-        container.note_change(heir)
+    try:
+        handover.run(start, stop)
+    finally:  # what lies before a damaged table is trimmed
+        node.own_blocks -= handover.freed + handover.inherited
+        container.note_change(node)
+        if heir:
+            heir.own_blocks += handover.inherited
+            container.note_change(heir)
 
 
 def write_blocks(node: Node, blocks: Mapping[int, Buffer]) -> None:
@@ -176,54 +197,44 @@ def write_blocks(node: Node, blocks: Mapping[int, Buffer]) -> None:
     Raises:
         NoSpace, Corruption, IoFailure: as `write`.
     """
-    node.container.relieve(may_write=True)
     numbers = sorted(blocks)
     start = numbers[0] - numbers[0] % node.container.geometry.fanout
     _write_leaf(node, start, [number - start for number in numbers], [blocks[number] for number in numbers])
 
 
-def _write_run(node: Node, start: int, data: memoryview) -> None:
-    """Write whole blocks from block `start` on, a leaf at a time."""
-    size, fanout = node.container.block_size, node.container.geometry.fanout
-    done = 0
-    while done < len(data):
-        node.container.relieve(may_write=True)
-        block_no = start + done // size
-        first = block_no % fanout
-        count = min((len(data) - done) // size, fanout - first)
-        blocks = [data[at : at + size] for at in range(done, done + count * size, size)]
-        _write_leaf(node, block_no - first, range(first, first + count), blocks)
-        done += count * size
-
-
 def _write_leaf(node: Node, start: int, entries: Sequence[int], blocks: Sequence[Buffer]) -> None:
-    """Write whole blocks that lie under the leaf whose first block is `start`, at ascending entries of it."""
+    """Write whole blocks at ascending entries of the leaf whose first block is `start`: all of them, or none.
+
+    What can fail comes before anything changes: tables are read, and data goes to pages that nothing points to yet.
+    """
     container = node.container
-    zero_checksum, zeros = container.zero_checksum, container.zero_block
-    checksums = [crc32c(block) for block in blocks]
-    holes = {
-        entry
-        for entry, block, checksum in zip(entries, blocks, checksums, strict=True)
-        if checksum == zero_checksum and bytes(block) == zeros
-    }
-    if len(holes) == len(entries):
-        for low, high in _stretches(entries):
-            _trim_blocks(node, start + low, start + high)
+    container.relieve(may_write=True)
+    checksums = list(map(crc32c, blocks))
+    is_hole = _find_holes(container, blocks, checksums)
+    if not any(is_hole):
+        _write_data(node, start, entries, blocks, checksums)
         return
+    holes = list(compress(entries, is_hole))
+    if len(holes) < len(entries):
+        is_data = [not hole for hole in is_hole]
+        data, data_checksums = list(compress(blocks, is_data)), list(compress(checksums, is_data))
+        _write_data(node, start, list(compress(entries, is_data)), data, data_checksums)
     heir = node.newest_snapshot
-    heir_leaf = _preserving_leaf(heir, start, entries) if heir else None
-    leaf = node.tree.leaf_for_writing(start)
-    if heir is not None and heir_leaf is not None:
-        _preserve(node, heir, leaf, heir_leaf, entries)
-    pages = _replace(node, leaf, entries, holes)
-    container.pages.write_pages((pages[i], block) for i, block in enumerate(blocks) if entries[i] not in holes)
-    birth = (container.transaction & CHECKSUM_MASK) << BIRTH_SHIFT
-    words = leaf.words
-    for entry, page_no, checksum in zip(entries, pages, checksums, strict=True):
-        if entry not in holes:
-            words[2 * entry], words[2 * entry + 1] = PAGE_WORD | page_no, checksum | birth
-    node.own_blocks += len(entries) - len(holes)
-    container.note_change(node)
+    for owner in (node, heir) if heir else (node,):
+        _old_words(owner, start)
+    with container.changing(moves_pages=False):
+        for low, high in _stretches(holes):
+            _trim_blocks(node, start + low, start + high)
+
+
+def _find_holes(container: Session, blocks: Sequence[Buffer], checksums: Sequence[int]) -> Sequence[bool]:
+    """Tell for each block whether it is zeros; nothing at all if none is."""
+    if container.zero_checksum not in checksums:
+        return ()
+    zero_checksum, zeros = container.zero_checksum, container.zero_block
+    return [
+        checksum == zero_checksum and bytes(block) == zeros for block, checksum in zip(blocks, checksums, strict=True)
+    ]
 
 
 def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -235,87 +246,99 @@ def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
             start = i
 
 
-def _preserving_leaf(heir: Node, start: int, entries: Sequence[int]) -> Table | None:
-    """The heir's leaf for entries of one leaf, made if need be; None if it lacks none of them."""
-    leaf, word0, _, _ = heir.tree.find(start)
-    lacks = word0 >> KIND_SHIFT == ABSENT if leaf is None else any(not leaf.words[2 * entry] for entry in entries)
-    return heir.tree.leaf_for_writing(start) if lacks else None
+def _old_words(node: Node, start: int) -> array[int]:
+    """The words of the leaf whose first block is `start`, as they are or would be if it were made; only to be read."""
+    leaf, word0, _, _ = node.tree.find(start)
+    return filled_table(node.tree.fanout, word0) if leaf is None else leaf.words
 
 
-def _preserve(node: Node, heir: Node, leaf: Table, heir_leaf: Table, entries: Sequence[int]) -> None:
-    """Hand old entries to the newest snapshot where it has none; the volume is left without them."""
-    words, inherits = leaf.words, heir_leaf.words
+def _write_data(
+    node: Node, start: int, entries: Sequence[int], blocks: Sequence[Buffer], checksums: Sequence[int]
+) -> None:
+    """Write blocks that are not zeros, as `_write_leaf`.
+
+    What an entry leads to so far is given to the newest snapshot if that lacks it; else its page is used again if it
+    was born in this transaction, or freed.
+    """
+    container = node.container
+    space, units = container.space, container.geometry.block_units
+    words, heir = _old_words(node, start), node.newest_snapshot
+    lacking: list[int] = []
     copies: dict[int, bytes] = {}
+    if heir is not None:
+        inherits = _old_words(heir, start)
+        lacking = [entry for entry in entries if not inherits[2 * entry]]
+        if node.cow is Cow.COPY:
+            copies = _originals(node, lacking, words)
+    given = set(lacking).difference(copies)
+    old = {
+        entry: words[2 * entry] & PAGE_MASK
+        for entry in entries
+        if words[2 * entry] >> KIND_SHIFT == PAGE and entry not in given
+    }
+    again = space.fresh_among(old.values())
+    fresh = space.allocate_data(units, len(entries) - len(again) + len(copies))
+    unused = iter(fresh)
+    pages = [page_no if (page_no := old.get(entry)) in again else next(unused) for entry in entries]
+    copied = list(unused)
+    try:
+        container.pages.write_pages(zip(copied, copies.values(), strict=True))
+        container.pages.write_pages(pair for pair in zip(pages, blocks, strict=True) if pair[0] not in again)
+    except SnapctlError:
+        space.free_pages(fresh, units)
+        raise
+    if again:
+        # A page of this transaction was written before, so that there is room for it; half overwritten, it is lost.
+        with container.pages.poisoned_by_failure():
+            container.pages.write_pages(pair for pair in zip(pages, blocks, strict=True) if pair[0] in again)
+    with container.changing(moves_pages=False):
+        birth = (container.transaction & CHECKSUM_MASK) << BIRTH_SHIFT
+        if heir is not None and lacking:
+            _preserve(node, heir, start, lacking, words, dict(zip(copies, copied, strict=True)))
+        space.free_pages([page_no for page_no in old.values() if page_no not in again], units)
+        words = node.tree.leaf_for_writing(start).words
+        for entry, page_no, checksum in zip(entries, pages, checksums, strict=True):
+            words[2 * entry], words[2 * entry + 1] = PAGE_WORD | page_no, checksum | birth
+        node.own_blocks += len(entries) - len(old)
+        container.note_change(node)
+
+
+def _preserve(
+    node: Node, heir: Node, start: int, entries: Sequence[int], words: array[int], copied: Mapping[int, int]
+) -> None:
+    """Hand old entries to the newest snapshot, which has none: the volume's own, or PASS if it has none either.
+
+    Under the policy of copying, what it gets is a page of its own (claim 5 to the letter).
+    """
+    inherits = heir.tree.leaf_for_writing(start).words
+    birth = (node.container.transaction & CHECKSUM_MASK) << BIRTH_SHIFT
     moved = 0
-    is_copy = node.cow is Cow.COPY
     for entry in entries:
         i = 2 * entry
-        if inherits[i]:
-            continue
-        word0 = words[i]
-        if not word0:
-            inherits[i] = PASS_WORD
-        elif is_copy and (original := _original(node, word0, words[i + 1])) is not None:
-            copies[i] = original
+        if entry in copied:
+            inherits[i], inherits[i + 1] = PAGE_WORD | copied[entry], words[i + 1] & CHECKSUM_MASK | birth
+        elif words[i]:
+            inherits[i], inherits[i + 1] = words[i], words[i + 1]
+            moved += words[i] >> KIND_SHIFT == PAGE
         else:
-            inherits[i], inherits[i + 1] = word0, words[i + 1]
-            words[i] = words[i + 1] = 0
-            moved += word0 >> KIND_SHIFT == PAGE
-    _copy(node, words, inherits, copies)
+            inherits[i] = PASS_WORD
     node.own_blocks -= moved
-    heir.own_blocks += moved + len(copies)
+    heir.own_blocks += moved + len(copied)
     node.container.note_change(heir)
 
 
-def _original(node: Node, word0: int, word1: int) -> bytes | None:
-    """The data that an entry of a volume points to; None if it points to none, or to none that can be read.
+def _originals(node: Node, entries: Iterable[int], words: array[int]) -> dict[int, bytes]:
+    """The data that entries of a volume lead to, but for what cannot be read.
 
     Then there is nothing to copy, and the snapshot gets the entry itself: it has to tell the damage, and the volume can
     be written anew.
     """
     container = node.container
-    if word0 >> KIND_SHIFT != PAGE:
-        return None
-    try:
-        return bytes(container.pages.read(word0, word1, container.block_size, f"{node.name}: data"))
-    except (Corruption, IoFailure):
-        return None
-
-
-def _copy(node: Node, words: array[int], inherits: array[int], originals: dict[int, bytes]) -> None:
-    """Claim 5 to the letter: bring the original to a new data block of the snapshot.
-
-    Raises:
-        NoSpace: no room for the copies.
-    """
-    container = node.container
-    targets = container.space.allocate_data(container.geometry.block_units, len(originals)) if originals else []
-    birth = (container.transaction & CHECKSUM_MASK) << BIRTH_SHIFT
-    for i, page_no in zip(originals, targets, strict=True):
-        inherits[i], inherits[i + 1] = PAGE_WORD | page_no, words[i + 1] & CHECKSUM_MASK | birth
-    container.pages.write_pages(zip(targets, originals.values(), strict=True))
-
-
-def _replace(node: Node, leaf: Table, entries: Sequence[int], holes: set[int]) -> list[int]:
-    """Take old entries away and find a page for each that is no hole; those born in this transaction are used again.
-
-    Returns:
-        A page number for each entry, 0 for a hole.
-    """
-    space, units = node.container.space, node.container.geometry.block_units
-    words, hole = leaf.words, _hole_word(node)
-    freed: list[int] = []
-    again: dict[int, int] = {}
+    found: dict[int, bytes] = {}
     for entry in entries:
-        word0 = words[2 * entry]
+        word0, word1 = words[2 * entry], words[2 * entry + 1]
         if word0 >> KIND_SHIFT == PAGE:
-            page_no = word0 & PAGE_MASK
-            if entry not in holes and space.is_fresh(page_no):
-                again[entry] = page_no
-            else:
-                freed.append(page_no)
-        words[2 * entry], words[2 * entry + 1] = hole, 0
-    space.free_pages(freed, units)
-    node.own_blocks -= len(freed) + len(again)
-    fresh = iter(space.allocate_data(units, len(entries) - len(holes) - len(again)))
-    return [again[entry] if entry in again else 0 if entry in holes else next(fresh) for entry in entries]
+            with suppress(Corruption, IoFailure):
+                page = container.pages.read(word0, word1, container.block_size, f"{node.name}: data")
+                found[entry] = bytes(page)
+    return found

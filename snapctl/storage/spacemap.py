@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from snapctl.errors import Corruption, IoFailure, NoSpace
+from snapctl.errors import Corruption, IoFailure, NoSpace, SnapctlError
 from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import INDEX_DEPTH
 from snapctl.format.pointer import BIRTH_SHIFT, NOWHERE, PAGE, PAGE_MASK, Pointer, page_pointer
@@ -193,15 +193,27 @@ class SpaceMap:
         """Units that may be in use; what pins alone keep is there, but to nobody's use."""
         return self._limit - self._pins.held_units
 
-    def is_fresh(self, page_no: int) -> bool:
-        """Whether a page in use was born in the open transaction, so that it may be overwritten in place."""
-        index, bit = divmod(page_no, self._geometry.units_per_bitmap)
-        bitmap = self._bitmaps.get(index)
-        # Fresh pages were allocated through a bitmap in memory; any other page is committed. One that a damaged map has
-        # as free in both states is not fresh either: the other slot may stand for it.
-        if bitmap is None:
-            return False
-        return bool((bitmap.current[bit >> 3] & ~bitmap.committed[bit >> 3]) >> (bit & 7) & 1)
+    def fresh_among(self, page_nos: Iterable[int]) -> set[int]:
+        """Which of some pages in use were born in the open transaction, so that they may be overwritten in place.
+
+        Raises:
+            Corruption: one is not in use, which says nothing of the commit before, or the map cannot be read.
+        """
+        found: set[int] = set()
+        per_bitmap = self._geometry.units_per_bitmap
+        index, current, committed = -1, bytearray(), b""
+        for page_no in page_nos:
+            if page_no // per_bitmap != index:
+                self._check_within(page_no, 1)
+                index = page_no // per_bitmap
+                bitmap = self._bitmap(index)
+                current, committed = bitmap.current, bitmap.committed
+            at, mask = page_no % per_bitmap >> 3, 1 << (page_no & 7)
+            if not current[at] & mask:
+                raise Corruption("a page that is free was to be freed; run check")
+            if not committed[at] & mask:
+                found.add(page_no)
+        return found
 
     def allocate_data(self, units: int, count: int) -> list[int]:
         """As `allocate`, but never from the reserve.
@@ -228,16 +240,18 @@ class SpaceMap:
             raise self.full()
         found: list[int] = []
         first = self._first_unit // self._geometry.units_per_bitmap
-        for index in self._candidates(self._first_candidate.get(units, first)):
-            self._take(index, units, count, found)
-            if len(found) == count:
-                self._first_candidate[units] = index
-                self._settle()
-                return found
-        for page_no in found:
-            self._release(page_no, units)
-        self._settle()
-        raise self.full()
+        try:
+            for index in self._candidates(self._first_candidate.get(units, first)):
+                self._take(index, units, count, found)
+                if len(found) == count:
+                    self._first_candidate[units] = index
+                    return found
+            raise self.full()
+        except SnapctlError:
+            self.free_pages(found, units)
+            raise
+        finally:
+            self._settle()
 
     def allocate_run(self, units: int) -> int:
         """Take one long run near the end of the file, so that no other bitmaps have to be searched for it.
@@ -455,14 +469,17 @@ class SpaceMap:
         return busy
 
     def _release(self, page_no: int, units: int) -> None:
-        if not self._geometry.first_page <= page_no <= self._pages.end_page - units:
-            raise Corruption(f"pointer to page {page_no}, outside the container", page_no=page_no)
+        self._check_within(page_no, units)
         per_bitmap = self._geometry.units_per_bitmap
         while units:
             part = min(units, per_bitmap - page_no % per_bitmap)
             self._change(page_no, part, in_use=False)
             page_no += part
             units -= part
+
+    def _check_within(self, page_no: int, units: int) -> None:
+        if not self._geometry.first_page <= page_no <= self._pages.end_page - units:
+            raise Corruption(f"pointer to page {page_no}, outside the container", page_no=page_no)
 
     def _settle(self) -> None:
         while self.pending:

@@ -389,8 +389,8 @@ class TableTree:
             child = table.children[entry]
             dropped |= self._prune(child, unplaced)
             if not any(child.words):
-                self.release(table, entry)
                 self.discard(child)
+                self.release(table, entry)
                 table.words[2 * entry] = table.words[2 * entry + 1] = 0
                 dropped = True
             elif child.page_no == 0:

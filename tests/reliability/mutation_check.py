@@ -227,8 +227,8 @@ MUTATIONS = (
     Mutation(
         "committed-block-overwritten-in-place",
         "snapctl/engine/writing.py",
-        "            if entry not in holes and space.is_fresh(page_no):\n",
-        "            if entry not in holes:\n",
+        "    again = space.fresh_among(old.values())\n",
+        "    again = set(old.values())\n",
         "A crash leaves new data behind an old checksum: the block cannot be read any more.",
         (COMMIT + "nothing_is_written_to_what_the_last_commit_holds_until_the_next_is_durable",),
     ),
@@ -254,8 +254,8 @@ MUTATIONS = (
     Mutation(
         "preserved-more-than-once",
         "snapctl/engine/writing.py",
-        "        if inherits[i]:\n            continue\n        word0 = words[i]\n",
-        "        word0 = words[i]\n",
+        "        lacking = [entry for entry in entries if not inherits[2 * entry]]\n",
+        "        lacking = list(entries)\n",
         "A snapshot shows what its volume came to hold later.",
         (CONTAINER + "a_write_over_blocks_of_which_some_are_preserved_preserves_only_the_others",),
     ),

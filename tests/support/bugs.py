@@ -5,7 +5,7 @@ Each takes away one of the things that make a commit safe (docs/design.md, "Comm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from snapctl.errors import IoFailure
@@ -68,10 +68,10 @@ def reuse_in_the_same_transaction() -> AbstractContextManager[None]:
 def overwriting_committed_pages() -> AbstractContextManager[None]:
     """A block that is written again is overwritten in place, whenever it was born."""
 
-    def always(_space: SpaceMap, _page_no: int) -> bool:
-        return True
+    def always(_space: SpaceMap, page_nos: Iterable[int]) -> set[int]:
+        return set(page_nos)
 
-    return replaced(SpaceMap, "is_fresh", always)
+    return replaced(SpaceMap, "fresh_among", always)
 
 
 def going_on_unsynced() -> AbstractContextManager[None]:

@@ -1,0 +1,194 @@
+"""A write or trim that fails for lack of space or by a damaged table leaves the open transaction sound and usable."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from snapctl.engine.container import Container
+from snapctl.engine.model import Cow
+from snapctl.engine.node import Node
+from snapctl.errors import Corruption, IoFailure, NoSpace, Poisoned
+from snapctl.format.geometry import Geometry
+from snapctl.services.check import check_backend
+from tests.support.backends import FailingBackend, MemoryBackend
+from tests.support.containers import BLOCK, FANOUT, LEAF_BYTES, filled_image
+from tests.support.damage import find, flip
+from tests.support.states import State, state_in, state_of
+
+VOLUMES = ["db", "log", "dev", "lab"]
+
+
+def one_leaf_change(noise: random.Random, volume: Node, taken: set[int]) -> Callable[[], None]:
+    """A write beneath one leaf, to blocks that are not among those taken."""
+    leaves = volume.size_bytes // LEAF_BYTES
+    start = noise.choice([0, 0, 0, 1, noise.randrange(leaves)]) * FANOUT
+    free = [block for block in range(start, start + FANOUT) if block not in taken]
+    match noise.randrange(3):
+        case 0:
+            chosen = noise.sample(free, min(len(free), 12))
+            blocks = {block: noise.choice([bytes(BLOCK), noise.randbytes(BLOCK)]) for block in chosen}
+            taken.update(blocks)
+            return lambda: volume.write_blocks(blocks)
+        case kind:
+            first = noise.choice([*free, start])
+            stop = next((block for block in range(first, start + FANOUT) if block in taken), start + FANOUT)
+            taken.update(range(first, stop))
+            offset, length = first * BLOCK, (stop - first) * BLOCK
+            if kind == 1 and length > 3 * BLOCK:
+                offset, length = offset + 100, length - 600
+            data = noise.choice([bytes(length), noise.randbytes(length), noise.randbytes(length // 2).zfill(length)])
+            return lambda: volume.write(offset, data)
+
+
+@pytest.mark.parametrize("most_tables", [1, 10_000])
+@pytest.mark.parametrize("name", VOLUMES)
+def test_a_write_beneath_one_leaf_for_which_there_is_no_space_changes_nothing(name: str, most_tables: int):
+    backend = FailingBackend(filled_image(), error=NoSpace, methods=("write",))
+    container = Container.adopt(backend)
+    container.settle()
+    container.most_resident_tables = most_tables
+    noise = random.Random(f"{name} {most_tables}")
+    taken: set[int] = set()
+    refused = 0
+    for _ in range(12):
+        change = one_leaf_change(noise, container[name], taken)
+        before = state_of(container)
+        for first in range(100):
+            backend.begun, backend.fail_at = 0, range(first, first + 1)
+            try:
+                change()
+            except NoSpace:
+                refused += 1
+                assert state_of(container) == before
+            else:
+                break
+        backend.fail_at = range(0)
+        if noise.random() < 0.3:
+            if noise.random() < 0.5:
+                container.snapshot(f"{name}@s{refused}")
+            wanted = state_of(container)
+            container.commit()
+            taken.clear()
+            assert state_in(backend.data) == wanted
+            assert check_backend(backend).findings == []
+    assert refused > 5
+
+
+@pytest.mark.parametrize("cow", list(Cow))
+def test_blocks_for_which_the_capacity_has_no_room_change_nothing(cow: Cow):
+    backend = MemoryBackend()
+    container = Container.format(backend, Geometry(BLOCK, BLOCK), capacity_bytes=180 << 10)
+    volume = container.create_volume("db", 100 * LEAF_BYTES, cow=cow)
+    volume.write(0, b"x" * 2 * LEAF_BYTES)
+    container.snapshot("db@mon")
+    container.commit()
+    wanted = state_of(container)
+    for start in range(0, 100 * FANOUT, FANOUT):
+        try:
+            volume.write_blocks(dict.fromkeys(range(start, start + 30), b"y" * BLOCK))
+        except NoSpace:
+            break
+        wanted = state_of(container)
+        container.commit()
+    else:
+        pytest.fail("there was room for all")
+    assert state_of(container) == wanted
+    container.commit()
+    assert state_in(backend.data) == wanted
+    assert check_backend(backend).findings == []
+
+
+def test_lack_of_space_in_a_page_of_the_open_transaction_poisons_since_it_may_be_half_overwritten():
+    backend = FailingBackend(error=NoSpace, methods=("write",))
+    container = Container.format(backend, Geometry(BLOCK, BLOCK))
+    volume = container.create_volume("db", LEAF_BYTES)
+    container.commit()
+    volume.write(0, b"x" * 4 * BLOCK)
+    backend.begun, backend.fail_at = 0, range(1)
+    with pytest.raises(IoFailure):
+        volume.write(0, b"y" * 4 * BLOCK)
+    with pytest.raises(Poisoned):
+        container.commit()
+    assert Container.adopt(MemoryBackend(backend.data))["db"].read(0, LEAF_BYTES) == bytes(LEAF_BYTES)
+
+
+def test_the_space_that_a_failed_write_had_found_is_found_again():
+    backend = FailingBackend(error=NoSpace, methods=("write",))
+    container = Container.format(backend, Geometry(BLOCK, BLOCK))
+    volume = container.create_volume("db", LEAF_BYTES)
+    used = container.used_bytes
+    for _ in range(3):
+        backend.begun, backend.fail_at = 0, range(1)
+        with pytest.raises(NoSpace):
+            volume.write(0, b"y" * 4 * BLOCK)
+        assert container.used_bytes == used
+
+
+def damaged(owner: str, kind: str) -> tuple[MemoryBackend, int, int]:
+    """A filled container with a table damaged; the table's offset in the file, and the first block beneath it."""
+    backend = MemoryBackend(filled_image())
+    table = find(backend, owner, kind)
+    flip(backend, table.offset)
+    return backend, table.offset, table.index
+
+
+def healed(backend: MemoryBackend, offset: int) -> State:
+    """What the container holds once the damaged table is as it was, in which nothing else is wrong."""
+    flip(backend, offset)
+    assert check_backend(backend).findings == []
+    return state_in(backend.data)
+
+
+TABLES = [
+    (owner, kind)
+    for owner in ("db", "db@tue", "log", "dev", "dev@a", "lab@x")
+    for kind in ("second table", "third table")
+]
+"""Of volumes, and of their newest snapshots."""
+
+
+@pytest.mark.parametrize(("owner", "kind"), TABLES)
+def test_a_write_that_a_damaged_table_stops_changes_nothing_and_others_go_on(owner: str, kind: str):
+    backend, offset, block = damaged(owner, kind)
+    container = Container.adopt(backend)
+    volume, other = container[owner.partition("@")[0]], container.create_volume("other", 5000)
+    for attempt in range(3):
+        with pytest.raises(Corruption):
+            volume.write_blocks({block: b"1" * BLOCK, block + 3: bytes(BLOCK)})
+        with pytest.raises(Corruption):
+            volume.write(block * BLOCK + 7, b"2" * BLOCK)
+        with pytest.raises(Corruption):
+            volume.write(block * BLOCK, bytes(5 * BLOCK))
+        other.write(attempt * 700, b"3" * 700)
+    container.commit()
+    found = healed(backend, offset)
+    assert found.pop("other").content == (b"3" * 2100).ljust(5000, b"\0")
+    assert found == state_in(filled_image())
+
+
+@pytest.mark.parametrize(("owner", "kind"), TABLES)
+def test_a_trim_that_a_damaged_table_stops_leaves_each_block_as_it_was_or_zeros(owner: str, kind: str):
+    backend, offset, _ = damaged(owner, kind)
+    container = Container.adopt(backend)
+    volume = container[owner.partition("@")[0]]
+    with pytest.raises(Corruption):
+        volume.trim(0, volume.size_bytes)
+    container.commit()
+    found, before = healed(backend, offset), state_in(filled_image())
+    trimmed, untrimmed = found.pop(volume.name).content, before.pop(volume.name).content
+    assert found == before
+    for at in range(0, volume.size_bytes, BLOCK):
+        assert not any(trimmed[at : at + BLOCK]) or trimmed[at : at + BLOCK] == untrimmed[at : at + BLOCK]
+
+
+def test_a_trim_takes_what_lies_before_a_damaged_table():
+    backend = MemoryBackend(filled_image())
+    table = find(backend, "db", "third table", 2 * FANOUT)
+    flip(backend, table.offset)
+    container = Container.adopt(backend)
+    with pytest.raises(Corruption):
+        container["db"].trim(0, container["db"].size_bytes)
+    assert container["db"].read(0, table.index * BLOCK) == bytes(table.index * BLOCK)
