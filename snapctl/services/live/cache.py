@@ -16,7 +16,6 @@ import asyncio
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from enum import Flag, auto
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -306,8 +305,11 @@ class Cache:
 
     def _start_timer(self) -> None:
         if self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._most_seconds, self._want, _Wish.COMMIT)
+            self._timer = asyncio.get_running_loop().call_later(self._most_seconds, self._grow_old)
+
+    def _grow_old(self) -> None:
+        self._timer = None
+        self._want(_Wish.COMMIT)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -427,9 +429,13 @@ class Cache:
         behind = (*self._applied, *self._sealed)
         operation = next((each.wanted for each in behind if each.wanted is not None), None)
         if operation is not None and operation.gives_room:
-            with suppress(NoSpace):
+            self._container.pages.reserve.may_be_used = True  # for what has been applied, so that a delete comes to be
+            try:
                 await self._commit()
-            await self._operate(operation)
+            except NoSpace as second_error:
+                operation.fail(second_error)
+            else:
+                await self._operate(operation)
             return True
         for generation in behind:
             is_last = generation.wanted is not None
@@ -484,11 +490,8 @@ class Cache:
         return True
 
     def _take_back(self) -> None:
-        """Give up the open transaction, unless there is more in it than an operation, which then has to be whole."""
-        if self._applied:
-            self._container.check_whole()
-        else:
-            self._container.abort()
+        """Give up the open transaction, in which there is nothing that was acknowledged and is not in memory."""
+        self._container.abort()
         self._room.look_again()
 
     async def _apply_or_make_room(self, generation: Generation) -> None:
@@ -496,11 +499,13 @@ class Cache:
         try:
             await self._apply(generation)
         except NoSpace:
+            if not self._applied:
+                self._take_back()  # what came halfway; it is all in memory
             if self._container.capacity_bytes is None or not self._container.space.holds_back:
                 raise
             self._container.note_commit()
             await self._commit()
-            await self._apply(generation)
+            await self._apply(generation)  # and if that comes halfway, it may become durable before the rest
 
     async def _commit(self) -> None:
         """Make the open transaction durable."""
