@@ -82,6 +82,7 @@ class Cache:
         self._logged: Generation | None = None  # older than all the others: durable, in the log
         self._sealed: deque[Generation] = deque()  # the oldest is being applied, or next
         self._applied: list[Generation] = []  # in the open transaction
+        self._finishing: Generation | None = None  # durable, while the operation at its end is being done
         self.held_bytes = 0
         self._disk = ThreadPoolExecutor(1, "commit")
         self._rounds: asyncio.Task[None] | None = None
@@ -247,6 +248,8 @@ class Cache:
             generation = self._sealed[-1]
         elif self._applied:
             generation = self._applied[-1]
+        elif self._finishing is not None:
+            generation = self._finishing
         else:
             return
         self._want(_Wish.FLUSH)
@@ -383,7 +386,8 @@ class Cache:
 
     def _tell_all(self, error: Exception) -> None:
         """Tell everybody who waits for anything that nothing more will be done."""
-        for generation in (*self._applied, *self._sealed, self._open):
+        finishing = () if self._finishing is None else (self._finishing,)
+        for generation in (*finishing, *self._applied, *self._sealed, self._open):
             generation.fail(error)
         self._tell_of_room()
 
@@ -425,7 +429,10 @@ class Cache:
 
     async def _found_no_room(self, error: NoSpace) -> bool:
         """Do what gives room before the writes that found none, or tell whoever waits; returns whether to go on."""
-        self._room.look_again()
+        if self._applied:
+            self._room.look_again()
+        else:
+            self._take_back()
         behind = (*self._applied, *self._sealed)
         operation = next((each.wanted for each in behind if each.wanted is not None), None)
         if operation is not None and operation.gives_room:
@@ -448,13 +455,10 @@ class Cache:
 
     async def _operate_after(self, generation: Generation) -> None:
         """Do the operation that follows a generation, which is durable as far as it was written."""
-        operation = generation.wanted
-        if operation is not None:
-            try:
-                await self._operate(operation)
-            except Exception as error:
-                generation.fail(error)
-                raise
+        if generation.wanted is not None:
+            self._finishing = generation
+            await self._operate(generation.wanted)
+            self._finishing = None
         generation.settle()
 
     async def _operate(self, operation: Operation[Any]) -> None:
@@ -505,7 +509,7 @@ class Cache:
                 raise
             self._container.note_commit()
             await self._commit()
-            await self._apply(generation)  # and if that comes halfway, it may become durable before the rest
+            await self._apply(generation)
 
     async def _commit(self) -> None:
         """Make the open transaction durable."""
