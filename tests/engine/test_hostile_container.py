@@ -79,6 +79,7 @@ def test_nothing_is_seen_through_a_parent_beyond_its_end():
     container = Container.adopt(backend, writable=False)
     for name in ("db@a", "db@b", "dev"):
         assert container[name].read(0, 5000) == b"x" * 700 + bytes(4300)
+        assert container[name].read(1024, 3000) == bytes(3000)
 
 
 def test_a_damaged_space_map_keeps_nobody_from_reading():
