@@ -65,7 +65,7 @@ class Session:
         self.zero_block = bytes(store.geometry.block_size)
         self.zero_checksum = crc32c(self.zero_block)
         self.replayed_records = 0
-        self._is_changed = self._is_sealed = self.is_broken = False
+        self._is_changed = self._is_wanted = self._is_sealed = self.is_broken = False
         self._begin()
 
     def __len__(self) -> int:
@@ -193,7 +193,7 @@ class Session:
             IoFailure: the system refuses; the container has to be reopened.
         """
         self.check_writable()
-        if not self._is_changed:
+        if not (self._is_changed or self._is_wanted):
             return False
         with self._retriable():
             self._place()
@@ -202,7 +202,8 @@ class Session:
                     node.tree.write()
                 if node.id in self._changed:
                     self._list.put(node.record)
-            self._store.seal(self._list.write(), self._list.next_id, len(self._list))
+            nodes, root = self._list, self._list.write()
+            self._store.seal(root, nodes.next_id, len(nodes), keeps_log=not self._is_changed)
         self._is_sealed = True
         return True
 
@@ -232,7 +233,7 @@ class Session:
                 node.committed(self.transaction)
         self._changed.clear()
         self._removed.clear()
-        self._is_changed = self._is_sealed = False
+        self._is_changed = self._is_wanted = self._is_sealed = False
         return False
 
     @property
@@ -264,7 +265,8 @@ class Session:
     def log(self, changes: Sequence[Change]) -> bool:
         """Write down changes of blocks before they are brought to the tables; they are durable after `sync_log`.
 
-        Whoever calls this applies the same changes, in the same order, before the next commit, which empties the log.
+        Whoever calls this applies the same changes, in the same order, before the next commit that changes anything:
+        it empties the log.
 
         Returns:
             Whether they are written down; not if there is no log, or no room in it: then only a commit will do.
@@ -327,7 +329,7 @@ class Session:
         self._store.pages.check_usable()
         if self._is_sealed:
             raise SnapctlError(f"the commit to {self.path} that is in flight cannot be given up")
-        if self._is_changed or self.is_broken:
+        if self._is_changed or self._is_wanted or self.is_broken:
             self._store.reset()
             self._begin({**self._nodes, **self._removed})
 
@@ -451,9 +453,12 @@ class Session:
             raise
 
     def note_commit(self) -> None:
-        """Have the next commit happen although nothing was changed: it frees what only the other slot stands for."""
+        """Have the next commit happen although nothing was changed: it frees what only the other slot stands for.
+
+        If nothing is changed until then, what is in the log stays there.
+        """
         self.check_writable()
-        self._is_changed = True
+        self._is_wanted = True
 
     def note_change(self, node: Node) -> None:
         """Take note that a node's tables or block count changed, which its record tells at the commit."""
@@ -531,7 +536,7 @@ class Session:
         self._nodes: dict[int, Node] = {}
         self._removed: dict[int, Node] = {}
         self._changed: set[int] = set()
-        self._is_changed = self._is_sealed = self.is_broken = False
+        self._is_changed = self._is_wanted = self._is_sealed = self.is_broken = False
         for node_id, node in (known or {}).items():
             if node_id in self._list:
                 node.take(self._list.get(node_id))

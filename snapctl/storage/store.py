@@ -275,10 +275,11 @@ class Store:
             for page_no, units in retired:
                 self.pages.punch(page_no, units)
 
-    def seal(self, snapshot_list: Pointer, next_node_id: int, node_count: int) -> None:
+    def seal(self, snapshot_list: Pointer, next_node_id: int, node_count: int, *, keeps_log: bool = False) -> None:
         """Write the placed space map: with it all is written that the next superblock refers to, but for the sync.
 
-        From here to `conclude` nothing may be changed, allocated or freed; reading goes on.
+        From here to `conclude` nothing may be changed, allocated or freed; reading goes on. With `keeps_log` the new
+        state is the same as the last, so that what is in the log continues it.
 
         Raises:
             NoSpace: the file system is full; the last commit stands and the container stays usable.
@@ -297,7 +298,8 @@ class Store:
                 snapshot_list=snapshot_list,
                 next_node_id=next_node_id,
                 node_count=node_count,
-            )
+            ),
+            keeps_log=keeps_log,
         )
 
     def make_durable(self) -> None:
@@ -329,12 +331,13 @@ class Store:
         if done is None:
             raise SnapctlError(f"nothing of {self.pages.backend.path} was sealed")
         with self.pages.poisoned_by_failure():
+            if done.log_key != self.superblock.log_key:
+                self.log = Log(self.pages, done) if done.log_pages else None
             self.superblock, self._sealed = done, None
-            self.log = Log(self.pages, done) if done.log_pages else None
             for page_no, units in self.space.rotate(done):
                 self.pages.punch(page_no, units)
         if not self._repairs and not self._is_empty_commit and self.space.wants_empty_commit():
-            self._seal(self.superblock)
+            self._seal(self.superblock, keeps_log=True)
             self._is_empty_commit = True
             return True
         self._is_empty_commit = False
@@ -342,15 +345,15 @@ class Store:
         self.pages.reserve.restore(self.pages.end_page)
         return False
 
-    def _seal(self, draft: Superblock) -> None:
-        page_no, units = self._log_run
+    def _seal(self, draft: Superblock, *, keeps_log: bool = False) -> None:
+        key = draft.log_key if keeps_log else int.from_bytes(os.urandom(8), "little")
         self._sealed = replace(
             draft,
             transaction=self.superblock.transaction + 1,
             pages_used=self.space.used,
             pages_total=self.pages.end_page,
             repaired_from=self._repairs,
-        ).with_log(page_no, units, int.from_bytes(os.urandom(8), "little"))
+        ).with_log(*self._log_run, key)
         check_bounds(self._sealed)
 
 

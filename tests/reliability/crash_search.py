@@ -1,4 +1,4 @@
-"""Search what crashes may leave: `python -m tests.reliability.crash_search N [--live] [--seed S] [--jobs J]`.
+"""Search what crashes may leave: `python -m tests.reliability.crash_search N [--live|--log] [--seed S] [--jobs J]`.
 
 History after history (`tests.support.histories`; with --live, `tests.support.live_histories`), each drawn from a seed
 of its own, from S on, until N states have been judged. The last line has the figures, and S; with the same S and N they
@@ -18,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor
 
-from tests.support.histories import Finding, History
+from tests.support.histories import Finding, History, LogHistory
 from tests.support.live_histories import LiveHistory
 
 _PROGRESS_SECONDS = 10
@@ -87,13 +87,14 @@ def main() -> int:
     )
     parser.add_argument("states", metavar="N", type=int, help="judge at least so many states")
     parser.add_argument("--live", action="store_true", help="of containers that many clients use at once")
+    parser.add_argument("--log", action="store_true", help="mostly of what is flushed to logs")
     parser.add_argument("--seed", type=int, help="of the first history; drawn if not given")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a processor)")
     options = parser.parse_args()
     seed = secrets.randbelow(10**9) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     begun = time.monotonic()
-    kind = LiveHistory if options.live else History
+    kind = LiveHistory if options.live else LogHistory if options.log else History
     try:
         figures = search(options.states, seed, options.jobs, _PROGRESS_SECONDS, kind)
     except Finding as finding:

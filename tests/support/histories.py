@@ -1,11 +1,11 @@
 """Histories: what people and machines may do to a container, searched at every operation for what a crash leaves.
 
-A history is drawn from a seed. Sessions open the container, change it, commit, abort; they end in peace, by the death
-of the process, a failed write, a failed sync or a full disk; now and then the power is cut for good, and the next
-session goes on with what that left. After each operation, and most thoroughly before each sync, the states that a
-power cut may leave there (`tests.support.crashes.Machine`) are judged: it opens, `check` finds nothing at all, not even
-a leak, and all nodes read as at the last completed commit or, while one is in flight, as at that. Some are written to,
-committed and judged again.
+A history is drawn from a seed. Sessions open the container, change it, commit, flush to its log, abort; they end in
+peace, by the death of the process, a failed write, a failed sync or a full disk; now and then the power is cut for
+good, and the next session goes on with what that left. After each operation, and most thoroughly before each sync, the
+states that a power cut may leave there (`tests.support.crashes.Machine`) are judged: it opens, `check` finds nothing at
+all, not even a leak, and all nodes read as at the last completed commit or flush or, while one is in flight, as at
+that. Some are written to, committed and judged again.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import NamedTuple
 from snapctl.engine.container import Container
 from snapctl.engine.model import Cow
 from snapctl.engine.node import Node
+from snapctl.engine.recovery import Change, apply
 from snapctl.errors import HasDependents, IoFailure, NoSpace, SnapctlError
 from snapctl.format.geometry import SUPERBLOCK_AREA, Geometry
 from snapctl.format.layout import SUPERBLOCK_BYTES
 from snapctl.format.superblock import COPIES, SLOTS, copy_offset
 from snapctl.services.check import check_backend
-from snapctl.storage import spacemap
+from snapctl.storage import log, spacemap
 from tests.support.backends import MemoryBackend, Stopped
 from tests.support.crashes import Fate, Machine
 from tests.support.states import NodeState, state_of
@@ -34,6 +35,7 @@ Known = frozenset[tuple[str, NodeState]]
 
 _GEOMETRIES = [Geometry(512, 512)] * 6 + [Geometry(4096, 512), Geometry(512, 1024)]
 _PUNCH_BYTES = 2048
+_LOG_TABLES = 20
 _SESSIONS = 6
 _FATES = [None, None, Fate.DEATH, Fate.DEATH, *[Fate.FAILED_SYNC] * 3, Fate.FAILED_WRITE, Fate.FULL]
 _GO_ON = 1 / 60
@@ -82,7 +84,22 @@ class Judge:
 
     def know(self, container: Container) -> Known:
         """The state of an open container; equal states are the same object."""
-        state = frozenset(state_of(container).items())
+        return self._known(frozenset(state_of(container).items()))
+
+    def know_after(self, state: Known, changes: Sequence[Change]) -> Known:
+        """What a state becomes by changes of blocks, without anything of snapctl's in between."""
+        nodes = dict(state)
+        for node, zeros, blocks in changes:
+            was, size = nodes[node.name], node.container.block_size
+            content = bytearray(was.content).ljust(-(-len(was.content) // size) * size, b"\0")
+            for start, stop in zeros:
+                content[start * size : stop * size] = bytes((stop - start) * size)
+            for number, block in blocks.items():
+                content[number * size : (number + 1) * size] = block
+            nodes[node.name] = was._replace(content=bytes(content[: len(was.content)]))
+        return self._known(frozenset(nodes.items()))
+
+    def _known(self, state: Known) -> Known:
         return self._states.setdefault(state, state)
 
     def __call__(self, image: bytes) -> Known | str:
@@ -103,7 +120,10 @@ class Judge:
             findings = check_backend(backend).findings
             if findings:
                 return f"check: {findings[:3]}"
-            return self.know(Container.adopt(backend, writable=False))
+            container = Container.adopt(backend, writable=False)
+            if container.replayed_records and (findings := check_backend(container.pages.backend).findings):
+                return f"check: after a replay: {findings[:3]}"
+            return self.know(container)
         except SnapctlError as error:
             return f"{type(error).__name__}: {error}"
 
@@ -164,6 +184,20 @@ class Workload:
             case _:
                 self._create(container)
 
+    def changes_of_blocks(self, container: Container) -> list[Change]:
+        """Draw what a log can take: blocks written and zeroed, of any volumes."""
+        changes = []
+        volumes = container.volumes
+        for volume in self._chance.sample(volumes, min(len(volumes), self._chance.choice((1, 1, 2)))):
+            end, size = container.geometry.blocks(volume.size_bytes), container.block_size
+            numbers = {self._chance.randrange(end) for _ in range(self._chance.choice((0, 1, 1, 2, 4)))}
+            zeros = []
+            if self._chance.random() < 0.3:
+                start = self._chance.randrange(end)
+                zeros = [(start, self._chance.randrange(start, min(end, start + 40)) + 1)]
+            changes.append(Change(volume, zeros, {number: self._chance.randbytes(size) for number in numbers}))
+        return changes
+
     def _create(self, container: Container) -> None:
         size = self._size(container.block_size)
         volume = container.create_volume(self._name("v"), size, cow=self._chance.choice(list(Cow)))
@@ -222,6 +256,12 @@ class History:
     """What the command needs to bring about histories of this kind."""
     fates: Sequence[Fate | None] = _FATES
     """What may befall a process, each as likely as any other."""
+    rounds = range(1, 5)
+    """How many transactions a session may try, each number as likely as any other."""
+    changes: Sequence[int] = (0, 1, 1, 2, 5)
+    """How many changes a transaction may have, each as likely as any other."""
+    ends_with_a_flush = 0.3
+    """How likely a session ends after having flushed to its log."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -240,6 +280,8 @@ class History:
         """The state of the last commit in the open session."""
         self._is_settled = True
         self._is_made = False
+        self._logged: list[Change] = []
+        """What was flushed in the open session and is not committed yet."""
 
     def run(self) -> Counter[str]:
         """Live through it.
@@ -248,7 +290,7 @@ class History:
             Finding: something was lost.
         """
         try:
-            with _short_punches():
+            with _small_scale():
                 self._make()
                 for _ in range(_SESSIONS):
                     self._session()
@@ -282,6 +324,8 @@ class History:
                 self._machine.lose_writes()
         except IoFailure:
             pass  # and the next session opens it again
+        except NoSpace as error:
+            self._count_refusal(error)  # for a replay; likewise
         self._end_session()
 
     def _begin_session(self) -> None:
@@ -304,18 +348,34 @@ class History:
 
     def _use(self) -> None:
         """Open, change, commit, and close, perhaps with changes that nobody committed."""
+        self._logged.clear()
+        self._is_settled = True
         with _closing(Container.adopt(self._machine)) as container:
-            self._settle_on(self._known(self._judge.know(container), "as opened again"))
+            state = self._known(self._judge.know(container), "as opened again")
+            self._settle_on(state)
+            if container.replayed_records:
+                self.figures["replays"] += 1
+                self._is_settled = True
+                self._expect([state], None)
             if self._chance.random() < 0.3:
                 container.most_resident_tables = 1
-            for _ in range(self._chance.randrange(1, 5)):
-                if self._changed(container, self._chance.choice((0, 1, 1, 2, 5))):
+            for _ in range(self._chance.choice(self.rounds)):
+                if container.has_log:
+                    self._flush_to_log(container)
+                    if self._chance.random() < self.ends_with_a_flush:
+                        return
+                elif container.capacity_bytes is None and self._chance.random() < 0.9:
+                    container.make_log()
+                if self._changed(container, self._chance.choice(self.changes)):
                     self._commit(container)
             self._changed(container, self._chance.choice((0, 0, 0, 3)))
 
     def _changed(self, container: Container, changes: int) -> bool:
         """Change this and that; False if it had to be given up, or was."""
         try:
+            for change in self._logged:
+                for _ in apply(change):
+                    pass
             for _ in range(changes):
                 self._work.change(container)
                 self._machine.forget_dropped()
@@ -325,6 +385,27 @@ class History:
             self._count_refusal(error)
         self._abort(container)
         return False
+
+    def _flush_to_log(self, container: Container) -> None:
+        """Flush some writes one after the other, as long as they fit into the log."""
+        for _ in range(self._chance.choice((1, 1, 2, 4))):
+            changes = self._work.changes_of_blocks(container)
+            (durable,) = self._old
+            wanted = self._judge.know_after(durable, changes)
+            self._expect([durable], wanted)
+            try:
+                is_logged = container.log(changes)
+            except NoSpace as error:
+                self._count_refusal(error)
+                self._logged += changes
+                self._expect([durable, wanted], None)  # until a commit takes it in, like all that was logged
+                return
+            if is_logged:
+                container.sync_log()
+                self._logged += changes
+                self.figures["flushes"] += 1
+            self._expect([wanted if is_logged else durable], None)
+            self._machine.forget_dropped()
 
     def _commit(self, container: Container) -> None:
         """Commit; after a lack of space perhaps once more, else give up."""
@@ -346,6 +427,7 @@ class History:
             self._expect(self._old, None)
             return
         self.figures["commits"] += 1
+        self._logged.clear()
         self._current, self._is_settled = wanted, True
         self._expect([wanted], None)
 
@@ -461,6 +543,27 @@ class History:
         )
 
 
+class LogHistory(History):
+    """One in which most of what happens is flushed to the log."""
+
+    command = "--log "
+    fates = (None, Fate.DEATH, Fate.DEATH, Fate.FAILED_SYNC)
+    rounds = range(2, 10)
+    changes = (0, 0, 1)
+    ends_with_a_flush = 0.2
+
+    def _make(self) -> None:
+        super()._make()
+        with Container.adopt(self._machine) as container:
+            container.create_volume("db", 20 * container.block_size - 100)
+            self._current = self._judge.know(container)
+            self._expect(self._old, self._current)
+            if container.capacity_bytes is None:
+                container.make_log()
+            container.commit()
+            self._expect([self._current], None)
+
+
 @contextmanager
 def _closing(container: Container) -> Iterator[Container]:
     """Close at the end, unless the process died; after a failure nothing may be possible but that."""
@@ -477,11 +580,11 @@ def _closing(container: Container) -> Iterator[Container]:
 
 
 @contextmanager
-def _short_punches() -> Iterator[None]:
-    """Small containers have no runs of 1 MiB; let shorter ones be punched out."""
-    usual = spacemap._PUNCH_BYTES
-    spacemap._PUNCH_BYTES = _PUNCH_BYTES
+def _small_scale() -> Iterator[None]:
+    """Small containers have no runs of 1 MiB; let shorter ones be punched out. Let logs be small as well."""
+    usual = spacemap._PUNCH_BYTES, log._TABLES
+    spacemap._PUNCH_BYTES, log._TABLES = _PUNCH_BYTES, _LOG_TABLES
     try:
         yield
     finally:
-        spacemap._PUNCH_BYTES = usual
+        spacemap._PUNCH_BYTES, log._TABLES = usual
