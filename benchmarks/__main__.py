@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import bulk, document, reflink, results, serving, snapshots, startup
+from benchmarks import bulk, document, growth, reflink, results, serving, snapshots, startup
 from benchmarks.measure import parser
 from benchmarks.show import run
 
-PARTS = [*serving.PARTS, *reflink.PARTS, *bulk.PARTS, *startup.PARTS, *snapshots.PARTS]
+PARTS = [*serving.PARTS, *reflink.PARTS, *bulk.PARTS, *startup.PARTS, *snapshots.PARTS, *growth.PARTS]
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "performance.md"
 

@@ -18,7 +18,7 @@ class Load(NamedTuple):
     """What a load came to.
 
     Attributes:
-        operations: reads and writes per second.
+        operations: reads, writes and trims per second.
         mib: of data, per second.
         written: bytes, in all.
         longest_seconds: that a request took.
@@ -70,7 +70,7 @@ def load(uri: str, report: Path, *words: str, seconds: float | None = None, ramp
         raise Failed(f"fio ended with {done.returncode} and no report: {done.stderr.strip()}") from error
     if done.returncode or job["error"]:
         raise Failed(f"fio ended with {done.returncode}, error {job['error']}: {done.stderr.strip()}")
-    ways = [job["read"], job["write"]]
+    ways = [job["read"], job["write"], job["trim"]]
     return Load(
         sum(way["iops"] for way in ways),
         sum(way["bw_bytes"] for way in ways) / MIB,
