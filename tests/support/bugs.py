@@ -5,7 +5,7 @@ Each takes away one of the things that make a commit safe (docs/design.md, "Comm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from snapctl.errors import IoFailure
@@ -15,9 +15,9 @@ from snapctl.storage.spacemap import SpaceMap
 
 
 @contextmanager
-def replaced(owner: type, name: str, function: Callable[..., object]) -> Iterator[None]:
+def replaced(owner: object, name: str, stand_in: object) -> Iterator[None]:
     usual = getattr(owner, name)
-    setattr(owner, name, function)
+    setattr(owner, name, stand_in)
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import NamedTuple
 
 from snapctl.engine.container import Container
@@ -23,10 +24,13 @@ from snapctl.engine.recovery import Change, apply
 from snapctl.errors import HasDependents, IoFailure, NoSpace, SnapctlError
 from snapctl.format.geometry import SUPERBLOCK_AREA, Geometry
 from snapctl.format.layout import SUPERBLOCK_BYTES
-from snapctl.format.superblock import COPIES, SLOTS, copy_offset
+from snapctl.format.superblock import COPIES, SLOTS, copy_offset, parse
 from snapctl.services.check import check_backend
-from snapctl.storage import log, spacemap
+from snapctl.services.check import superblocks as check_superblocks
+from snapctl.storage import log, spacemap, superblocks
 from tests.support.backends import MemoryBackend, Stopped
+from tests.support.bugs import replaced
+from tests.support.containers import change_of_blocks
 from tests.support.crashes import Fate, Machine
 from tests.support.states import NodeState, state_of
 
@@ -581,10 +585,15 @@ def _closing(container: Container) -> Iterator[Container]:
 
 @contextmanager
 def _small_scale() -> Iterator[None]:
-    """Small containers have no runs of 1 MiB; let shorter ones be punched out. Let logs be small as well."""
-    usual = spacemap._PUNCH_BYTES, log._TABLES
-    spacemap._PUNCH_BYTES, log._TABLES = _PUNCH_BYTES, _LOG_TABLES
-    try:
+    """Small containers have no runs of 1 MiB; let shorter ones be punched out. Let logs be small as well.
+
+    And let superblocks be parsed once: the same bytes come again with each state.
+    """
+    parse_once = lru_cache(1000)(parse)
+    with (
+        replaced(spacemap, "_PUNCH_BYTES", _PUNCH_BYTES),
+        replaced(log, "_TABLES", _LOG_TABLES),
+        replaced(superblocks, "parse", parse_once),
+        replaced(check_superblocks, "parse", parse_once),
+    ):
         yield
-    finally:
-        spacemap._PUNCH_BYTES, log._TABLES = usual

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from types import ModuleType
+from contextlib import AbstractContextManager
 
 from snapctl.format import logrecord
 from snapctl.format.checksum import crc32c
@@ -19,16 +17,6 @@ from tests.support.bugs import replaced
 _KEY = slice(8, 16)
 
 
-@contextmanager
-def _in_module(module: ModuleType, name: str, function: Callable[..., object]) -> Iterator[None]:
-    usual = getattr(module, name)
-    setattr(module, name, function)
-    try:
-        yield
-    finally:
-        setattr(module, name, usual)
-
-
 def any_key_will_do() -> AbstractContextManager[None]:
     """A record is replayed whatever commit it continues."""
 
@@ -36,7 +24,7 @@ def any_key_will_do() -> AbstractContextManager[None]:
         key = int.from_bytes(found[offset:][_KEY], "little")
         return logrecord.parse(found, offset, key, index, geometry)
 
-    return _in_module(log, "parse", careless)
+    return replaced(log, "parse", careless)
 
 
 def a_key_for_all_commits() -> AbstractContextManager[None]:
@@ -66,7 +54,7 @@ def a_torn_record_is_believed() -> AbstractContextManager[None]:
         copy[at : at + 4] = crc32c(body, crc32c(head)).to_bytes(4, "little")
         return logrecord.parse(copy, offset, key, index, geometry)
 
-    return _in_module(log, "parse", unverified)
+    return replaced(log, "parse", unverified)
 
 
 def a_flush_that_does_not_sync() -> AbstractContextManager[None]:
@@ -100,7 +88,7 @@ def a_log_given_up_before_it_is_replayed() -> AbstractContextManager[None]:
             store.superblock = store.superblock.with_log(0, 0, 0)
         return store
 
-    return replaced(Store, "adopt", classmethod(forgetful))  # type: ignore[arg-type]
+    return replaced(Store, "adopt", classmethod(forgetful))
 
 
 LOG_BUGS = {
