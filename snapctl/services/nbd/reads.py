@@ -56,6 +56,7 @@ class Reads:
         self._fetcher = fetcher
         self.backend = fetcher.backend
         self._settled = settled
+        self._begun: deque[tuple[Request, int, int]] = deque()
         self._fetched: deque[tuple[Request, int]] = deque()
 
     @property
@@ -63,12 +64,13 @@ class Reads:
         """Whether so many wait that no more should be taken."""
         return self.waiting >= MAX_COLD or self._waiting_bytes >= MAX_COLD_BYTES
 
-    def read(self, request: Request, tries: int = 0) -> None:
+    def read(self, request: Request, tries: int = 0, awaited: int = -1) -> None:
         """Answer a read of at most `PIECE_BYTES`, now or when what is not in memory has been fetched.
 
         Args:
             request: a valid one.
-            tries: how often something was fetched for it.
+            tries: how often it was tried.
+            awaited: where in the file the system has begun to fetch what it lacked; -1 for nowhere.
         """
         offset, length = request.offset, request.length
         if not length and self._answers.form.is_chunked:
@@ -78,38 +80,48 @@ class Reads:
             data = self._from_cache(offset, length, tries)
         except NotCached as missing:
             self.fetch(request, missing, tries)
+            if missing.offset == awaited:
+                self._begun.pop()
+                self._fetcher.fetch(missing.offset, missing.length, self, request, tries)
         except Exception as error:  # noqa: BLE001 it must not cost the other clients more than this one request
             self._answers.failed(request, error)
         else:
             self._answers.data(request, data)
 
     def fetch(self, request: Request, missing: NotCached, tries: int = 0) -> None:
-        """Answer a read when what it lacks has been fetched."""
+        """Answer a read when what it lacks is in memory.
+
+        The system has begun to fetch it when it refused to wait. Most disks are done with that before this server is
+        done with what else there is to do, so the read is tried once more then; only if it lacks the same bytes still,
+        or the system does not begin by itself, a thread waits for them.
+        """
         self.waiting += 1
         self._waiting_bytes += request.length
         self._answers.statistics.in_flight += 1
-        self._fetcher.fetch(missing.offset, missing.length, self, request, tries + 1)
+        self._begun.append((request, missing.offset, tries))
 
     def fetched(self, request: Request, tries: int) -> None:
-        """Read again, but nothing that the client would not take yet."""
+        """Read again, as a thread has waited for what was missing."""
         self._fetched.append((request, tries))
-        self.read_again()
 
     def settle(self) -> None:
-        """Send what was read, and take requests again."""
+        """Read again what threads have waited for, then take requests again."""
         self.read_again()
         self._settled()
 
     def read_again(self) -> None:
-        """Answer what has been fetched, as far as the client takes it."""
-        answers, link, fetched = self._answers, self._link, self._fetched
-        while fetched and not ((link.is_congested or answers.is_held) and not answers.is_lost):
-            request, tries = fetched.popleft()
+        """Answer reads that may be in memory now, but nothing that the client would not take yet."""
+        answers, link = self._answers, self._link
+        while (self._begun or self._fetched) and (answers.is_lost or not (link.is_congested or answers.is_held)):
+            if self._fetched:
+                (request, tries), awaited = self._fetched.popleft(), -1
+            else:
+                request, awaited, tries = self._begun.popleft()
             self.waiting -= 1
             self._waiting_bytes -= request.length
             answers.statistics.in_flight -= 1
             if not answers.is_lost:
-                self.read(request, tries)
+                self.read(request, tries + 1, awaited)
                 answers.send_batch()
 
     def _from_cache(self, offset: int, length: int, tries: int) -> Buffer:
@@ -120,7 +132,9 @@ class Reads:
             SnapctlError: as `Device.read`.
         """
         backend = self.backend
-        backend.cached_only = tries < 8 + length // 4096  # each table and page may be missing, one after the other
+        backend.cached_only = (
+            tries < 8 + length // 2048
+        )  # each table and page may be missing, one after the other, and not come at once
         try:
             return self._device.read(offset, length)
         finally:

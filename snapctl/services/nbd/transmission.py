@@ -412,6 +412,8 @@ class Transmission:
             task = self._loop.create_task(self._flush(requests))
             self._flush_tasks.add(task)
             task.add_done_callback(self._flush_done)
+        if self._reads.waiting:
+            self._reads.read_again()
         self._answers.send()
         if self._is_finishing:
             self._close_if_finished()
