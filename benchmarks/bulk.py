@@ -80,7 +80,7 @@ def bulk(name: str, where: Setting, *, into: bool, every: int) -> Iterator[Compa
     missing = {} if find("qemu-img") else {QEMU_IMG: why_missing("qemu-img")}
     what = "half of it holes of 1 MiB" if every > 1 else "full"
     work = f"{'import' if into else 'export'} of {format_size(size_bytes)}, {what}"
-    yield compare(name, work, THROUGHPUT, rates, where.rounds(3), warm_up=not where.quick, missing=missing)
+    yield compare(name, work, THROUGHPUT, rates, where.rounds(3), missing=missing)
     shutil.rmtree(folder)
 
 

@@ -19,6 +19,7 @@ from benchmarks.aims import AIMS, REACHED, verdicts
 from benchmarks.measure import RATES, Comparison
 from benchmarks.results import Results, load
 from benchmarks.servers import SNAPCTL
+from benchmarks.serving import UNAFFECTED
 from benchmarks.show import figure, ratio
 from benchmarks.svg import Group, bars
 
@@ -155,7 +156,7 @@ BLOCKS = (
     Block(
         "blocks",
         f"{_SERVING} --only blocks",
-        [f"blocks-{name}" for name in _LOADS if name != "random-read-depth-1"],
+        [f"blocks-{name}" for name in _LOADS if name not in UNAFFECTED],
         table=block_sizes_table,
         plot="Blocks of 4, 16 and 64 KiB",
     ),

@@ -30,7 +30,9 @@ class Load(NamedTuple):
     longest_seconds: float
 
 
-def load(uri: str, report: Path, *words: str, seconds: float | None = None, ramp: float = 0.5, seed: int = 1) -> Load:
+def load(
+    uri: str, report: Path, *words: str, seconds: float | None = None, ramp: float | None = None, seed: int = 1
+) -> Load:
     """Run fio to its end.
 
     Args:
@@ -38,7 +40,7 @@ def load(uri: str, report: Path, *words: str, seconds: float | None = None, ramp
         report: where fio may write what it has to say.
         words: the job, such as ``--rw=randread``.
         seconds: how long to measure; None if the job says itself how much it does.
-        ramp: seconds of load before that, which are not counted.
+        ramp: seconds of load before that, which are not counted; None for a quarter of what is.
         seed: of what is random.
 
     Raises:
@@ -48,6 +50,7 @@ def load(uri: str, report: Path, *words: str, seconds: float | None = None, ramp
     if program is None:
         raise Failed(why_missing("fio"))
     command = [program, "--name=load", "--thread", "--ioengine=nbd", f"--uri={uri}", f"--randseed={seed}", *words]
+    ramp = (seconds or 0) / 4 if ramp is None else ramp
     if seconds is not None:
         command += ["--time_based", f"--runtime={seconds * 1000:.0f}ms", f"--ramp_time={ramp * 1000:.0f}ms"]
         command += ["--norandommap"]

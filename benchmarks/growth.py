@@ -81,7 +81,7 @@ def growth(where: Setting) -> Iterator[Comparison]:
             stack.enter_context(server.running())
         for name, (work, measure) in works.items():
             cases = {contender: partial(measure, server, where, count(1)) for contender, server in servers.items()}
-            yield compare(name, work, MICROSECONDS, cases, where.rounds(5), warm_up=True, note=note)
+            yield compare(name, work, MICROSECONDS, cases, where.rounds(3), warm_up=True, note=note)
     servers[SMALL].file.unlink()
     yield memory(large, where)
     yield metadata(large, where)
@@ -122,7 +122,7 @@ def taking(server: Generated, _where: Setting, seeds: Iterator[int]) -> float:
 
 def memory(server: Generated, where: Setting) -> Comparison:
     """Have a new server take random writes all over the volume."""
-    seconds = (5 if where.quick else 15) * where.seconds
+    seconds = 15 * where.seconds
     with server.running():
         at_first = server.peak_mib
         load = server.load("--rw=randwrite", "--bs=4k", "--iodepth=32", seconds=seconds, ramp=0)

@@ -134,7 +134,7 @@ class Setting:
     bulk: int
     mapped: int
 
-    def rounds(self, usual: int, quick: int = 2) -> int:
+    def rounds(self, usual: int, quick: int = 1) -> int:
         """How many rounds a part measures that would have `usual`, or only `quick`."""
         return self.runs or (quick if self.quick else usual)
 
@@ -153,9 +153,9 @@ class Part(NamedTuple):
 
 SIZES = {
     "size": ("512M", "128M", "an ordinary volume"),
-    "large": ("8G", "1G", "the volume that is read cold"),
+    "large": ("8G", "512M", "the volume that is read cold"),
     "bulk": ("4G", "512M", "the image that is imported and exported"),
-    "mapped": ("1T", "64G", "the volume to which costs may grow; only its tables are written"),
+    "mapped": ("1T", "16G", "the volume to which costs may grow; only its tables are written"),
 }
 """Options: what they are unless told otherwise, the same with --quick, and what they are the size of."""
 
@@ -172,7 +172,7 @@ def parser(description: str, parts: Sequence[Part]) -> ArgumentParser:
     )
     made.add_argument("--quick", action="store_true", help="few and short rounds on small volumes, to try it out")
     made.add_argument("--runs", type=_at_least_one, metavar="N", help="rounds (each part has its own number)")
-    made.add_argument("--seconds", type=float, metavar="S", help="that each load is measured for (2; quick: 1)")
+    made.add_argument("--seconds", type=float, metavar="S", help="that each load is measured for (2; quick: 0.5)")
     made.add_argument(
         "--directory", type=Path, metavar="DIR", help="where all files go, on the disk to measure (the temporary one)"
     )
@@ -197,7 +197,7 @@ def setting(options: Namespace) -> Iterator[Setting]:
             option: getattr(options, option) or parse_size(quick if options.quick else usual)
             for option, (usual, quick, _) in SIZES.items()
         }
-        seconds = options.seconds or (1.0 if options.quick else 2.0)
+        seconds = options.seconds or (0.5 if options.quick else 2.0)
         yield Setting(Path(name), options.quick, options.runs, seconds, **sizes)
 
 

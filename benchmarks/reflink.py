@@ -103,7 +103,7 @@ def reflink(where: Setting) -> Iterator[Comparison]:
             {server.name: partial(_overwriting, server, where, count(1)) for server in servers},
             rounds,
             missing=missing,
-            note=f"{note}; each piece overwrites an eighth of it, no block twice",
+            note=f"{note}; each piece overwrites a sixteenth of it, no block twice",
         )
 
 
@@ -113,7 +113,7 @@ def _taking(server: Server) -> float:
 
 def _overwriting(server: Server, where: Setting, seeds: Iterator[int]) -> float:
     server.snapshot()
-    return server.load(*OVERWRITES, f"--io_size={where.size // 4}", seed=next(seeds)).operations
+    return server.load(*OVERWRITES, f"--io_size={where.size // 8}", seed=next(seeds)).operations
 
 
 PARTS = [Part("reflink", reflink)]

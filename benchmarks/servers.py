@@ -144,7 +144,7 @@ class Server(ABC):
         *words: str,
         export: str | None = None,
         seconds: float | None = None,
-        ramp: float = 0.5,
+        ramp: float | None = None,
         seed: int = 1,
     ) -> Load:
         """Put it under load; see `fio.load`."""
