@@ -17,6 +17,7 @@ from snapctl.services.check import check_backend
 from snapctl.storage.log import log_units, read_log
 from snapctl.storage.scratch import ScratchBackend
 from tests.support.backends import FailingBackend, MemoryBackend, RecordingBackend, Stopped, StoppingBackend
+from tests.support.containers import change_of_blocks
 from tests.support.states import State, state_in, state_of
 
 TINY, USUAL = Geometry(512, 512), Geometry(4096, 16384)
@@ -43,7 +44,7 @@ def block(container: Container) -> bytes:
 
 def flush(container: Container, name: str, *numbers: int, zeros: tuple[tuple[int, int], ...] = ()) -> Change:
     """Log blocks of noise, and make them durable."""
-    change = Change(container[name], zeros, {number: block(container) for number in numbers})
+    change = change_of_blocks(container[name], {number: block(container) for number in numbers}, zeros)
     assert container.log([change])
     container.sync_log()
     return change
@@ -108,7 +109,7 @@ def test_what_was_flushed_last_goes_before_what_was_flushed_before():
     flush(container, "db", zeros=((2, 3),))
     size = container.block_size
     found = Container.adopt(reopened(backend), writable=False)["db"].read(0, 3 * size)
-    assert found[size:] == bytes(last.blocks[1]) + bytes(size)
+    assert found[size:] == bytes(last.leaves[0][1]) + bytes(size)
 
 
 def test_a_commit_empties_the_log():
@@ -152,7 +153,7 @@ def test_a_full_log_takes_no_more_until_a_commit():
     backend = MemoryBackend()
     container = prepared(backend)
     changes = []
-    while container.log([change := Change(container["db"], (), {7: block(container), 8: block(container)})]):
+    while container.log([change := change_of_blocks(container["db"], {7: block(container), 8: block(container)})]):
         container.sync_log()
         changes.append(change)
     assert len(changes) == log_units(TINY) // 3
@@ -191,7 +192,7 @@ def test_a_log_that_was_dropped_leaves_a_container_as_ever():
 
 def test_nothing_is_logged_beside_a_transaction_or_a_commit_in_flight_or_an_unsynced_record():
     container = prepared(MemoryBackend())
-    change = Change(container["db"], (), {1: block(container)})
+    change = change_of_blocks(container["db"], {1: block(container)})
     container["db"].write(0, b"x")
     with pytest.raises(SnapctlError, match="only a commit"):
         container.log([change])
@@ -212,8 +213,7 @@ def test_nothing_is_logged_beside_a_transaction_or_a_commit_in_flight_or_an_unsy
 def test_nothing_is_logged_beyond_the_end_of_a_volume(number: int):
     container = prepared(MemoryBackend())
     with pytest.raises(SnapctlError, match="cannot be written there"):
-        container.log([Change(container["db"], (), {number: block(container)})])
-    assert not container.log([Change(container["db"], [(0, 1)], {})]) or container.has_log
+        container.log([change_of_blocks(container["db"], {number: block(container)})])
 
 
 def test_nothing_is_logged_for_a_snapshot_nor_in_a_container_that_is_read():
@@ -222,10 +222,10 @@ def test_nothing_is_logged_for_a_snapshot_nor_in_a_container_that_is_read():
     snapshot = container["db"].newest_snapshot
     assert snapshot is not None
     with pytest.raises(SnapctlError, match="cannot be written there"):
-        container.log([Change(snapshot, (), {0: block(container)})])
+        container.log([change_of_blocks(snapshot, {0: block(container)})])
     reader = Container.adopt(reopened(backend), writable=False)
     with pytest.raises(ReadOnlyNode):
-        reader.log([Change(reader["db"], (), {0: block(reader)})])
+        reader.log([change_of_blocks(reader["db"], {0: block(reader)})])
 
 
 def test_a_log_is_made_only_where_there_is_plenty_of_room():
@@ -285,7 +285,7 @@ def test_a_failure_to_log_poisons_and_loses_nothing_that_was_flushed(method: str
         container.log([change])
     found = state_in(backend.data)["db"].content
     size = container.block_size
-    assert found[size : 2 * size] == change.blocks[1]
+    assert found[size : 2 * size] == change.leaves[0][1]
 
 
 def test_a_flush_that_finds_no_room_to_overwrite_is_done_by_a_commit():
@@ -293,7 +293,7 @@ def test_a_flush_that_finds_no_room_to_overwrite_is_done_by_a_commit():
     container = prepared(backend)
     first = flush(container, "db", 1)
     backend.fail_at = range(backend.begun, backend.begun + 1)
-    second = Change(container["db"], (), {2: block(container), 3: block(container)})
+    second = change_of_blocks(container["db"], {2: block(container), 3: block(container)})
     with pytest.raises(NoSpace):
         container.log([second])
     wanted = applied(container, first, second)
@@ -400,7 +400,7 @@ def test_data_that_looks_like_a_record_is_not_taken_for_one():
     record = bytes(backend.data[at : at + 1024])
     applied(container, change)
     container.commit()
-    forged = Change(container["db"], (), {10: block(container), 11: record[:512], 12: record[512:]})
+    forged = change_of_blocks(container["db"], {10: block(container), 11: record[:512], 12: record[512:]})
     flush(container, "db", 2)
     applied(container, forged)
     assert len(read_log(backend, container.superblock).records) == 1

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from snapctl.engine.container import Container
 from snapctl.engine.model import Cow
+from snapctl.engine.node import Node
+from snapctl.engine.recovery import Change
 from snapctl.format.geometry import Geometry
 from tests.support.backends import MemoryBackend
 
@@ -23,6 +26,14 @@ def small_container(
 ) -> Container:
     """Make an empty container, by default in memory, open for writing."""
     return Container.format(backend or MemoryBackend(), Geometry(block_size, table_size))
+
+
+def change_of_blocks(node: Node, blocks: Mapping[int, bytes], zeros: Sequence[tuple[int, int]] = ()) -> Change:
+    """What a log and `apply` take, from whole blocks by number."""
+    leaves: dict[int, dict[int, bytes]] = {}
+    for number, block in blocks.items():
+        leaves.setdefault(number // node.container.geometry.fanout, {})[number] = block
+    return Change(node, zeros, leaves)
 
 
 def fill(container: Container) -> None:

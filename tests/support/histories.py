@@ -93,12 +93,12 @@ class Judge:
     def know_after(self, state: Known, changes: Sequence[Change]) -> Known:
         """What a state becomes by changes of blocks, without anything of snapctl's in between."""
         nodes = dict(state)
-        for node, zeros, blocks in changes:
+        for node, zeros, leaves in changes:
             was, size = nodes[node.name], node.container.block_size
             content = bytearray(was.content).ljust(-(-len(was.content) // size) * size, b"\0")
             for start, stop in zeros:
                 content[start * size : stop * size] = bytes((stop - start) * size)
-            for number, block in blocks.items():
+            for number, block in (pair for leaf in leaves.values() for pair in leaf.items()):
                 content[number * size : (number + 1) * size] = block
             nodes[node.name] = was._replace(content=bytes(content[: len(was.content)]))
         return self._known(frozenset(nodes.items()))
@@ -199,7 +199,8 @@ class Workload:
             if self._chance.random() < 0.3:
                 start = self._chance.randrange(end)
                 zeros = [(start, self._chance.randrange(start, min(end, start + 40)) + 1)]
-            changes.append(Change(volume, zeros, {number: self._chance.randbytes(size) for number in numbers}))
+            blocks = {number: self._chance.randbytes(size) for number in numbers}
+            changes.append(change_of_blocks(volume, blocks, zeros))
         return changes
 
     def _create(self, container: Container) -> None:
