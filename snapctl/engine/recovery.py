@@ -6,12 +6,12 @@ anybody sees the container: in the file if that is opened for writing, else in m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from snapctl.engine.model import Kind
-from snapctl.errors import Corruption, NoSpace, SnapctlError
+from snapctl.errors import Corruption, NoSpace, OutOfRange, SnapctlError
 from snapctl.format.logrecord import DATA, ZEROS, Entry
 from snapctl.storage.log import Logged, read_log
 from snapctl.storage.scratch import ScratchBackend
@@ -45,7 +45,7 @@ def written_down(changes: Iterable[Change]) -> tuple[list[Entry], list[Buffer]]:
     """What a log says of changes: of each first its zeros, then runs of neighbouring blocks; and the blocks.
 
     Raises:
-        Corruption: they do not fit their volumes.
+        OutOfRange: they do not fit their volumes.
     """
     entries: list[Entry] = []
     data: list[Buffer] = []
@@ -63,8 +63,8 @@ def written_down(changes: Iterable[Change]) -> tuple[list[Entry], list[Buffer]]:
                 i += 1
             entries.append(Entry(node.id, start, stop, DATA))
         end_block = node.container.geometry.blocks(node.size_bytes)
-        for entry in entries[first:]:
-            check_entry(entry, node.kind, end_block)
+        if node.kind is Kind.RO or any(entry.stop > end_block for entry in entries[first:]):
+            raise OutOfRange(f"blocks that are to be logged do not lie inside {node.name}, or it is read-only")
     return entries, data
 
 
@@ -126,12 +126,15 @@ def replay(container: Session) -> None:
     count = len(logged.records)
     if logged.damage:
         raise Corruption(f"{container.path}: {logged.damage}; 'check --repair' keeps what came before")
+    space, known = container.space, set(container.node_ids)
+    space.set_limit(0)  # what was flushed is no new data: a container that is full can be opened
+    container.pages.reserve.may_be_used = True
     try:
-        container.pages.reserve.may_be_used = True  # what was flushed is no new data
         for record in logged.records:
             for entry, data in record.parts(container.block_size):
-                for _ in apply(change_of(container, entry, data)):
-                    pass
+                if change := change_of(container, known, entry, data):
+                    for _ in apply(change):
+                        pass
         container.drop_log()
         container.commit()
     except NoSpace as error:
@@ -140,19 +143,24 @@ def replay(container: Session) -> None:
     except Corruption as error:
         _give_up(container)
         raise Corruption(f"the log of {container.path} cannot be replayed: {error}; run check") from error
+    space.set_limit(container.superblock.pages_limit)
     container.replayed_records = count
 
 
-def change_of(container: Session, entry: Entry, data: memoryview) -> Change:
-    """What an entry of a log, with its data, means in a container.
+def change_of(container: Session, known: Collection[int], entry: Entry, data: memoryview) -> Change | None:
+    """What an entry of a log, with its data, means in a container; None if its volume has been deleted since.
 
     Raises:
-        Corruption: it does not fit what is there.
+        Corruption: it cannot be.
     """
-    node, size = container.by_id(entry.node), container.block_size
-    check_entry(entry, node.kind, container.geometry.blocks(node.size_bytes))
+    node = container.by_id(entry.node) if entry.node in known else None
+    if fault := fault_of(entry, None if node is None else node.kind, container.superblock.next_node_id):
+        raise Corruption(fault)
+    if node is None:
+        return None
     if entry.kind == ZEROS:
         return Change(node, [(entry.start, entry.stop)], {})
+    size = container.block_size
     leaves: dict[int, dict[int, Buffer]] = {}
     for number in range(entry.start, entry.stop):
         at = (number - entry.start) * size
@@ -160,15 +168,19 @@ def change_of(container: Session, entry: Entry, data: memoryview) -> Change:
     return Change(node, [], leaves)
 
 
-def check_entry(entry: Entry, kind: Kind, end_block: int) -> None:
-    """Refuse an entry of the log that does not fit its node.
+def fault_of(entry: Entry, kind: Kind | None, next_node_id: int) -> str | None:
+    """Why an entry of a log cannot be; None if it can.
 
-    Raises:
-        Corruption: the node cannot be written, or ends before.
+    A commit that has not taken in what was logged may have deleted a volume, or made it smaller (`Session.keep_log`).
+
+    Args:
+        entry: the entry.
+        kind: of its node; None if there is none.
+        next_node_id: the id that the next node gets.
     """
-    if kind is Kind.RO or entry.stop > end_block:
-        extent = f"blocks {entry.start} to {entry.stop - 1}"
-        raise Corruption(f"the log changes {extent} of node {entry.node}, which cannot be written there")
+    if kind is None and not 0 < entry.node < next_node_id:
+        return f"changes node {entry.node}, which never was"
+    return f"changes node {entry.node}, a read-only snapshot" if kind is Kind.RO else None
 
 
 def _give_up(container: Session) -> None:

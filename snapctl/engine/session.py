@@ -65,7 +65,7 @@ class Session:
         self.zero_block = bytes(store.geometry.block_size)
         self.zero_checksum = crc32c(self.zero_block)
         self.replayed_records = 0
-        self._is_changed = self._is_wanted = self._is_sealed = self.is_broken = False
+        self._is_changed = self._is_wanted = self._is_sealed = self.is_broken = self._keeps_log = False
         self._begin()
 
     def __len__(self) -> int:
@@ -203,7 +203,7 @@ class Session:
                 if node.id in self._changed:
                     self._list.put(node.record)
             nodes, root = self._list, self._list.write()
-            self._store.seal(root, nodes.next_id, len(nodes), keeps_log=not self._is_changed)
+            self._store.seal(root, nodes.next_id, len(nodes), keeps_log=self._keeps_log or not self._is_changed)
         self._is_sealed = True
         return True
 
@@ -233,7 +233,7 @@ class Session:
                 node.committed(self.transaction)
         self._changed.clear()
         self._removed.clear()
-        self._is_changed = self._is_wanted = self._is_sealed = False
+        self._is_changed = self._is_wanted = self._is_sealed = self._keeps_log = False
         return False
 
     @property
@@ -265,8 +265,8 @@ class Session:
     def log(self, changes: Sequence[Change]) -> bool:
         """Write down changes of blocks before they are brought to the tables; they are durable after `sync_log`.
 
-        Whoever calls this applies the same changes, in the same order, before the next commit that changes anything:
-        it empties the log.
+        Whoever calls this applies the same changes, in the same order, before the next commit that changes anything,
+        which empties the log; or has it `keep_log`.
 
         Returns:
             Whether they are written down; not if there is no log, or no room in it: then only a commit will do.
@@ -294,6 +294,14 @@ class Session:
         if self._store.log is None:
             raise SnapctlError(f"{self.path} has no log")
         self._store.log.sync()
+
+    def keep_log(self) -> None:
+        """Have the next commit keep what is in the log, as not all of it has been applied: it is, after that commit.
+
+        That is right if it makes no difference whether what is logged happened before or after what is committed.
+        """
+        self.check_writable()
+        self._keeps_log = True
 
     def drop_log(self) -> None:
         """Give up the log in the open transaction, to which everything in it has been applied.
@@ -329,6 +337,7 @@ class Session:
         self._store.pages.check_usable()
         if self._is_sealed:
             raise SnapctlError(f"the commit to {self.path} that is in flight cannot be given up")
+        self._keeps_log = False
         if self._is_changed or self._is_wanted or self.is_broken:
             self._store.reset()
             self._begin({**self._nodes, **self._removed})
@@ -536,7 +545,7 @@ class Session:
         self._nodes: dict[int, Node] = {}
         self._removed: dict[int, Node] = {}
         self._changed: set[int] = set()
-        self._is_changed = self._is_wanted = self._is_sealed = self.is_broken = False
+        self._is_changed = self._is_wanted = self._is_sealed = self.is_broken = self._keeps_log = False
         for node_id, node in (known or {}).items():
             if node_id in self._list:
                 node.take(self._list.get(node_id))

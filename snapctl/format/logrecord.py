@@ -148,7 +148,7 @@ def parse(log: memoryview, offset: int, key: int, index: int, geometry: Geometry
 def _entries(body: memoryview, index: int, geometry: Geometry) -> Iterator[Entry]:
     for *fields, reserved in _ENTRY.iter_unpack(body):
         entry = Entry(*fields)
-        is_sane = entry.kind in (DATA, ZEROS) and entry.start < entry.stop <= geometry.max_blocks
+        is_sane = entry.node and entry.kind in (DATA, ZEROS) and entry.start < entry.stop <= geometry.max_blocks
         if not is_sane or reserved != _BLANK:
             raise Corruption(f"record {index} of the log makes no sense")
         yield entry

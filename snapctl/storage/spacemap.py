@@ -91,8 +91,7 @@ class SpaceMap:
         """
         self._pages = pages
         self._geometry = pages.geometry
-        self._limit = committed.pages_limit or self._geometry.max_units
-        self._reserve = reserved_units(self._geometry, committed.pages_limit) if committed.pages_limit else 0
+        self.set_limit(committed.pages_limit)
         self.used = committed.pages_used
         self.pending: list[tuple[int, int]] = []
         self._committed = committed
@@ -127,6 +126,11 @@ class SpaceMap:
             space._tree.leaf_for_writing(index)
             space.used += bits.bit_count()
         return space
+
+    def set_limit(self, pages_limit: int) -> None:
+        """Let so many units be in use, a part of them by what gives room back alone; 0 for no limit."""
+        self._limit = pages_limit or self._geometry.max_units
+        self._reserve = reserved_units(self._geometry, pages_limit) if pages_limit else 0
 
     def anew(self, committed: Superblock, previous: Superblock | None) -> SpaceMap:
         """The map as of the last commit, for when the open transaction is given up; what is pinned stays so."""

@@ -178,7 +178,7 @@ class Workload:
                 start = self._chance.randrange(volume.size_bytes)
                 volume.trim(start, self._chance.randrange(volume.size_bytes - start) + 1)
             case "delete":
-                self._delete(container)
+                self.delete(container)
             case "resize":
                 volume.resize(self._size(container.block_size), shrink=True)
             case "rename":
@@ -216,7 +216,7 @@ class Workload:
         most = self._chance.choice((600, 600, 5000, 12000))
         volume.write(start, self._chance.randbytes(min(self._chance.randrange(1, most), volume.size_bytes - start)))
 
-    def _delete(self, container: Container) -> None:
+    def delete(self, container: Container) -> None:
         """Snapshots rather than volumes, and several at once, now and then whatever stands above them."""
         nodes = container.nodes
         snapshots = [node for node in nodes if node.origin is not None] or nodes
@@ -371,7 +371,9 @@ class History:
                         return
                 elif container.capacity_bytes is None and self._chance.random() < 0.9:
                     container.make_log()
-                if self._changed(container, self._chance.choice(self.changes)):
+                if self._logged and self._chance.random() < 0.2:
+                    self._commit_before_the_log(container)
+                elif self._changed(container, self._chance.choice(self.changes)):
                     self._commit(container)
             self._changed(container, self._chance.choice((0, 0, 0, 3)))
 
@@ -434,6 +436,30 @@ class History:
         self.figures["commits"] += 1
         self._logged.clear()
         self._current, self._is_settled = wanted, True
+        self._expect([wanted], None)
+
+    def _commit_before_the_log(self, container: Container) -> None:
+        """Delete something, and commit that before what was logged."""
+        container.keep_log()
+        try:
+            self._work.delete(container)
+        except NoSpace as error:
+            self._count_refusal(error)
+            self._abort(container)
+            return
+        here = self._judge.know(container)
+        self._logged = [change for change in self._logged if not change.node.is_gone]
+        wanted, begun = self._judge.know_after(here, self._logged), self._machine.number
+        self._expect(self._old, wanted)
+        try:
+            container.commit()
+        except NoSpace as error:
+            self._count_refusal(error)
+            self._expect(self._old, None)
+            self._abort(container)
+            return
+        self.figures["commits before the log"] += self._machine.number > begun
+        self._current = here
         self._expect([wanted], None)
 
     def _abort(self, container: Container) -> None:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from snapctl.engine.recovery import check_entry
-from snapctl.errors import Corruption, IoFailure
-from snapctl.format.logrecord import Entry
+from snapctl.engine.recovery import fault_of
+from snapctl.errors import IoFailure
 from snapctl.format.record import NodeRecord
 from snapctl.format.superblock import Superblock
 from snapctl.services.check.findings import Findings
@@ -34,18 +33,7 @@ def check_log(backend: Backend, current: Superblock, nodes: Mapping[int, NodeRec
         findings.corruption(_WHERE, logged.damage)
     for record in logged.records:
         for entry in record.entries:
-            if fault := fault_of(entry, nodes, current):
+            kind = nodes[entry.node].kind if entry.node in nodes else None
+            if fault := fault_of(entry, kind, current.next_node_id):
                 findings.corruption(_WHERE, fault)
     return len(logged.records)
-
-
-def fault_of(entry: Entry, nodes: Mapping[int, NodeRecord], current: Superblock) -> str | None:
-    """Why an entry of a log does not fit the nodes that are there; None if it does."""
-    node = nodes.get(entry.node)
-    if node is None:
-        return f"changes node {entry.node}, which is not there"
-    try:
-        check_entry(entry, node.kind, current.geometry.blocks(node.size_bytes))
-    except Corruption as error:
-        return str(error)
-    return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from snapctl.engine.recovery import fault_of
 from snapctl.engine.survey import walk_tree
 from snapctl.errors import Corruption
 from snapctl.format.geometry import VOLUME_DEPTH, Geometry
@@ -20,7 +21,6 @@ from snapctl.services.check.container import begin_walk
 from snapctl.services.check.faults import Fault, Faults, Ranges
 from snapctl.services.check.findings import Findings
 from snapctl.services.check.lineage import full_name
-from snapctl.services.check.log import fault_of
 from snapctl.services.check.nodes import check_tables, judge_records, read_records
 from snapctl.services.check.ownership import Ownership
 from snapctl.services.check.walk import Walk
@@ -191,9 +191,10 @@ def _read_log(
     faults: dict[str, None] = {}
     for record in logged.records:
         for entry, data in record.parts(base.geometry.block_size):
-            if fault := fault_of(entry, nodes, base):
+            kind = nodes[entry.node].kind if entry.node in nodes else None
+            if fault := fault_of(entry, kind, base.next_node_id):
                 faults[fault] = None
-            else:
+            elif kind is not None:
                 kept.append((entry, data))
     if logged.damage:
         faults[logged.damage] = None

@@ -51,9 +51,11 @@ def rebuild(backend: Backend, plan: Plan) -> None:
                 if salvage.is_changed:
                     _mend_tables(node, salvage, copier)
                 container.relieve(may_write=True)
+        known = {node.placed.record.id for node in plan.nodes}
         for entry, data in plan.log:
-            for _ in recovery.apply(recovery.change_of(container, entry, data)):
-                pass
+            if change := recovery.change_of(container, known, entry, data):
+                for _ in recovery.apply(change):
+                    pass
         container.commit()
     except BaseException:
         container.close()
