@@ -16,6 +16,7 @@ import asyncio
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from enum import Flag, auto
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -192,9 +193,12 @@ class Cache:
             return False  # and is told to wait where it turns to next
         try:
             node.write(start * size, data)
-        except NoSpace:
+        except (NoSpace, Corruption) as error:
             self._room.release(direct)
-            return False
+            self._room.look_again()
+            if isinstance(error, NoSpace):
+                return False
+            raise
         self._room.applied(direct)
         self._applied = self._applied or [direct]
         for overlay in self.overlays(node):
@@ -265,9 +269,12 @@ class Cache:
         return await operation.done
 
     async def retire(self) -> None:
-        """Make everything durable, and do without the log from now on; raises as `flush`."""
+        """Make everything durable, and do without the log from now on if there is room for that; raises as `flush`."""
+        await self.flush()
+        self._wants_log = False
         if self._container.writable:
-            await self.do(Operation(lambda container: container.drop_log()))
+            with suppress(NoSpace):  # what was flushed is in the log then, for the next opening
+                await self.do(Operation(lambda container: container.drop_log(), gives_room=True))
 
     def look_for_room(self) -> None:
         """Take note that room may have come free otherwise than by a round."""
