@@ -1,0 +1,113 @@
+"""What requests cost a server, counted: a guard against work that creeps in where it is done for every block.
+
+The bounds are what was counted when they were set, and some more. Whoever has to raise one should know why.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from snapctl.engine.container import Container
+from tests.services.nbd.client import FLUSH, READ, WRITE, Client
+from tests.services.nbd.serving import Served, serving
+from tests.support.work import READS, RECEIVES, SENDS, SYNCS, WRITES, Work, in_new_threads
+
+BLOCK = 4096
+BLOCKS = 4096
+BATCH = 32
+REQUEST, REPLY = struct.Struct(">LHHQQL"), struct.Struct(">LLQ")
+
+
+class Counted(NamedTuple):
+    """A server whose work is counted, and a client of its volume that sends what it is told, in one go."""
+
+    served: Served
+    client: Client
+    work: Work
+
+    def ask(self, command: int, places: list[int], length: int) -> None:
+        """Send requests together, and wait until all have been answered without an error."""
+        message = bytearray()
+        for cookie, place in enumerate(places):
+            message += REQUEST.pack(0x25609513, 0, command, cookie, place, length)
+            if command == WRITE:
+                message += random.randbytes(length)
+        self.client.send(bytes(message))
+        for _ in places:
+            magic, error, _ = REPLY.unpack(self.client.receive(REPLY.size))
+            assert (magic, error) == (0x67446698, 0)
+            if command == READ:
+                self.client.receive(length)
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Iterator[Counted]:
+    path = tmp_path / "lab.snap"
+    with Container.create(str(path)) as container:
+        container.create_volume("db", BLOCKS * BLOCK).write(0, random.randbytes(BLOCKS * BLOCK))
+    with in_new_threads() as work, serving(path) as served, served.client("db") as client:
+        yield Counted(served, client, work)
+
+
+def places(count: int, size: int = BLOCK) -> list[int]:
+    return [size * number for number in random.Random(count).sample(range(BLOCKS * BLOCK // size), count)]
+
+
+def test_small_reads_that_come_together_cost_one_read_of_the_file_each_and_little_else(counted: Counted):
+    counted.ask(READ, places(BATCH), BLOCK)
+    with counted.work.counting():
+        counted.ask(READ, places(BATCH), BLOCK)
+    print(counted.work.calls / BATCH, counted.work.system_calls)
+
+
+def test_small_writes_that_come_together_cost_no_system_call_but_those_of_the_socket(counted: Counted):
+    counted.ask(WRITE, places(BATCH), BLOCK)
+    with counted.work.counting():
+        counted.ask(WRITE, places(BATCH), BLOCK)
+    print(counted.work.calls / BATCH, counted.work.system_calls)
+
+
+def test_a_small_flush_is_one_write_and_one_sync(counted: Counted):
+    for place in places(3):
+        counted.ask(WRITE, [place], BLOCK)
+        counted.ask(FLUSH, [0], 0)
+    with counted.work.counting():
+        counted.ask(WRITE, [0], BLOCK)
+        counted.ask(FLUSH, [0], 0)
+    print(counted.work.calls, counted.work.system_calls)
+
+
+def test_large_writes(counted: Counted):
+    counted.ask(WRITE, [0], 1 << 20)
+    with counted.work.counting():
+        counted.ask(WRITE, [1 << 20], 1 << 20)
+    print(counted.work.calls, counted.work.system_calls)
+    with counted.work.counting():
+        counted.ask(WRITE, [1 << 20], 1 << 20)
+    print(counted.work.calls, counted.work.system_calls)
+
+
+def test_large_reads(counted: Counted):
+    counted.ask(READ, [0], 1 << 20)
+    with counted.work.counting():
+        counted.ask(READ, [0], 1 << 20)
+    print(counted.work.calls, counted.work.system_calls)
+
+
+def test_scattered_commit(counted: Counted):
+    counted.ask(WRITE, places(2048), BLOCK)
+    counted.ask(FLUSH, [0], 0)
+    counted.ask(WRITE, places(2048), BLOCK)
+    with counted.work.counting():
+        counted.ask(FLUSH, [0], 0)
+    print(counted.work.calls / 2048, counted.work.system_calls)
+    counted.served.change(lambda container: container.snapshot("db@s"))
+    with counted.work.counting():
+        counted.served.change(lambda container: container.snapshot("db@t"))
+    print(counted.work.calls, counted.work.system_calls)
