@@ -110,7 +110,7 @@ def container_lines(container: Container) -> list[tuple[str, str]]:
     capacity_bytes = container.capacity_bytes
     volumes = len(container.volumes)
     usage, data_bytes = container.usage, container.data_bytes
-    return [
+    lines = [
         ("container", container.path),
         ("uuid", str(container.uuid)),
         ("block size", size(container.block_size)),
@@ -127,6 +127,9 @@ def container_lines(container: Container) -> list[tuple[str, str]]:
         ("snapshots", str(len(container.nodes) - volumes)),
         ("transaction", str(_last_commit(container))),
     ]
+    if container.replayed_records:
+        lines.append(("logged flushes", str(container.replayed_records)))
+    return lines
 
 
 def node_lines(node: Node, now: datetime) -> list[tuple[str, str]]:
