@@ -8,6 +8,7 @@ it something. Needs root and loop devices.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -64,19 +65,21 @@ def mounted(program: str, folder: Path, size_bytes: int) -> Iterator[Path]:
 
 def reflink(where: Setting) -> Iterator[Comparison]:
     """Compare taking a snapshot of a volume, and the first overwrites after it."""
-    image = random_image(where.folder / "reflink.img", 2 * where.size)
+    folder = where.folder / "reflink"
+    folder.mkdir()
+    image = random_image(folder / "disk.img", 2 * where.size)
     missing = {}
     with ExitStack() as stack:
-        servers: list[Server] = [Snapctl(SNAPCTL, where.folder / "reflink")]
+        servers: list[Server] = [Snapctl(SNAPCTL, folder)]
         if why := Qemu.missing():
             missing[QEMU] = why
         else:
-            servers.append(Qemu(QEMU, where.folder / "reflink"))
+            servers.append(Qemu(QEMU, folder))
         for name, program in FILE_SYSTEMS.items():
             contender = f"{name} reflink, nbdkit"
             try:
-                folder = stack.enter_context(mounted(program, where.folder, 10 * where.size + (1 << 30)))
-                servers.append(Reflink(contender, folder))
+                directory = stack.enter_context(mounted(program, folder, 10 * where.size + (1 << 30)))
+                servers.append(Reflink(contender, directory))
             except Failed as error:
                 missing[contender] = str(error)
         for server in servers:
@@ -105,6 +108,7 @@ def reflink(where: Setting) -> Iterator[Comparison]:
             missing=missing,
             note=f"{note}; each piece overwrites a sixteenth of it, no block twice",
         )
+    shutil.rmtree(folder)
 
 
 def _taking(server: Server) -> float:

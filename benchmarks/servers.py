@@ -151,8 +151,8 @@ class Server(ABC):
         return load(self.uri(export), self._report, *words, seconds=seconds, ramp=ramp, seed=seed)
 
     def warm(self, export: str | None = None) -> None:
-        """Read everything once."""
-        self.load("--rw=read", "--bs=1M", "--iodepth=8", export=export)
+        """Read everything once, or as much as half a minute allows."""
+        self.load("--rw=read", "--bs=1M", "--iodepth=8", "--runtime=30", export=export)
 
     def settle(self) -> None:
         """Have it write out what it was given, so that it does not do so while the next is measured."""

@@ -7,6 +7,7 @@ otherwise. Only one is under load at a time, and what it was given to write it h
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -155,17 +156,23 @@ def present(servers: Sequence[Server]) -> tuple[list[Server], dict[str, str]]:
 
 def block_sizes(where: Setting) -> Iterator[Comparison]:
     """Compare containers of the three block sizes, under every load that may tell them apart."""
+    folder = where.folder / "blocks"
     for job in JOBS:
         if job.name in UNAFFECTED:
             continue
-        servers = [Snapctl(format_size(size), where.folder, block_size=size) for size in BLOCK_SIZES]
+        servers = [Snapctl(format_size(size), folder, block_size=size) for size in BLOCK_SIZES]
         yield under_load(f"blocks-{job.name}", job, where, servers, {}, where.rounds(3))
+    shutil.rmtree(folder)
 
 
 def large(where: Setting) -> Iterator[Comparison]:
     """Compare on a large volume: cold, then warm."""
-    source = random_image(where.folder / "large.img", where.large)
     servers, missing = present(rivals(where))
+    if shutil.disk_usage(where.folder).free < 1.1 * len(servers) * where.large:
+        raise Failed(
+            f"{len(servers)} times {format_size(where.large)} do not fit on this disk; see --large, --directory"
+        )
+    source = random_image(where.folder / "large.img", where.large)
     try:
         for server in servers:
             server.adopt(source)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
+import sys
 import textwrap
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
@@ -98,6 +100,8 @@ def run(parts: Sequence[Part], options: Namespace) -> dict[str, Comparison]:
     """As `main`, with options that were read already."""
     print(machine() + (", quick" if options.quick else ""), flush=True)
     found: dict[str, Comparison] = {}
+    # So that servers are stopped and file systems unmounted.
+    signal.signal(signal.SIGTERM, lambda signal_no, _frame: sys.exit(128 + signal_no))
     with setting(options) as where:
         for comparison in measured(chosen(parts, options), where):
             found[comparison.name] = comparison
