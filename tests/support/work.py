@@ -1,4 +1,4 @@
-"""How much a server does for a request, counted: system calls, and calls of Python functions as the measure of the rest.
+"""How much a server does for a request, counted: system calls, and calls of functions as the measure of the rest.
 
 Unlike time, the counts are the same on every machine and whatever else runs there.
 """
