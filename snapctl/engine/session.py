@@ -359,9 +359,30 @@ class Session:
             if self._store.pages.is_usable and not self._is_sealed:
                 if self._is_changed or self.is_broken:
                     self._store.discard()
+                elif self.kept_bytes:
+                    self._give_back()
                 self._store.pages.reserve.take_back(self._store.superblock.pages_total)
         finally:
             self._store.pages.backend.close()
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much freed room may be kept for what is written next, until the container is closed.
+
+        At first none: what a commit frees in long runs goes back to the file system before it returns.
+        """
+        return self._store.space.idle_units * self.geometry.unit
+
+    @kept_bytes.setter
+    def kept_bytes(self, most: int) -> None:
+        self._store.space.idle_units = most // self.geometry.unit
+
+    def _give_back(self) -> None:
+        self.kept_bytes = 0
+        self._store.give_back()
+        if self._store.space.wants_empty_commit():
+            self.note_commit()
+            self.commit()
 
     def let_writers_in(self, wait_seconds: float) -> None:
         """In the middle of a long read, let go of the lock for a moment and take up what was committed meanwhile.

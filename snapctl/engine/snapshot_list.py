@@ -155,13 +155,13 @@ class SnapshotList:
             NoSpace: the file system is full; it can be tried again.
             IoFailure: the system refuses.
         """
-        batch: list[tuple[int, bytes]] = []
+        batch: dict[int, bytes] = {}
         for index, page_no in self._changed.items():
             if page_no:
                 page = bytes(self._pages[index])
-                batch.append((page_no, page))
+                batch[page_no] = page
                 self._tree.put(index, page_pointer(page_no, crc32c(page), self._tree.transaction))
-        self._store.pages.write_pages(batch)
+        self._store.pages.write_pages(list(batch), list(batch.values()))
         return self._tree.write()
 
     def committed(self) -> None:

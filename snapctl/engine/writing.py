@@ -7,6 +7,7 @@ goes to the file a leaf of blocks at a time, in as few calls as its pages allow.
 
 from __future__ import annotations
 
+from array import array
 from contextlib import suppress
 from itertools import compress
 from typing import TYPE_CHECKING
@@ -29,8 +30,7 @@ from snapctl.format.pointer import (
 )
 
 if TYPE_CHECKING:
-    from array import array
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     from snapctl.engine.node import Node
     from snapctl.engine.session import Session
@@ -78,7 +78,8 @@ def write(node: Node, offset: int, data: memoryview) -> None:
         start = position // size - first
         piece = data[position - offset : (start + fanout) * size - offset]
         blocks = _whole_blocks(node, position, piece)
-        _write_leaf(node, start, range(first, first + len(blocks)), blocks)
+        together = piece if len(piece) == len(blocks) * size else None
+        _write_leaf(node, start, range(first, first + len(blocks)), blocks, together)
         position += len(piece)
 
 
@@ -202,17 +203,26 @@ def write_blocks(node: Node, blocks: Mapping[int, Buffer]) -> None:
     _write_leaf(node, start, [number - start for number in numbers], [blocks[number] for number in numbers])
 
 
-def _write_leaf(node: Node, start: int, entries: Sequence[int], blocks: Sequence[Buffer]) -> None:
+def _write_leaf(
+    node: Node, start: int, entries: Sequence[int], blocks: Sequence[Buffer], together: memoryview | None = None
+) -> None:
     """Write whole blocks at ascending entries of the leaf whose first block is `start`: all of them, or none.
 
     What can fail comes before anything changes: tables are read, and data goes to pages that nothing points to yet.
+
+    Args:
+        node: the volume.
+        start: first block beneath the leaf.
+        entries: of the leaf.
+        blocks: what to write.
+        together: the same as one buffer, if it is one.
     """
     container = node.container
     container.relieve(may_write=True)
     checksums = list(map(crc32c, blocks))
     is_hole = _find_holes(container, blocks, checksums)
     if not any(is_hole):
-        _write_data(node, start, entries, blocks, checksums)
+        _write_data(node, start, entries, blocks, checksums, together)
         return
     holes = list(compress(entries, is_hole))
     if len(holes) < len(entries):
@@ -253,7 +263,12 @@ def _old_words(node: Node, start: int) -> array[int]:
 
 
 def _write_data(
-    node: Node, start: int, entries: Sequence[int], blocks: Sequence[Buffer], checksums: Sequence[int]
+    node: Node,
+    start: int,
+    entries: Sequence[int],
+    blocks: Sequence[Buffer],
+    checksums: Sequence[int],
+    together: memoryview | None = None,
 ) -> None:
     """Write blocks that are not zeros, as `_write_leaf`.
 
@@ -264,43 +279,84 @@ def _write_data(
     space, units = container.space, container.geometry.block_units
     words, heir = _old_words(node, start), node.newest_snapshot
     lacking: list[int] = []
-    copies: dict[int, bytes] = {}
+    originals: dict[int, bytes] = {}
     if heir is not None:
         inherits = _old_words(heir, start)
         lacking = [entry for entry in entries if not inherits[2 * entry]]
         if node.cow is Cow.COPY:
-            copies = _originals(node, lacking, words)
-    given = set(lacking).difference(copies)
-    old = {
-        entry: words[2 * entry] & PAGE_MASK
-        for entry in entries
-        if words[2 * entry] >> KIND_SHIFT == PAGE and entry not in given
-    }
-    again = space.fresh_among(old.values())
-    fresh = space.allocate_data(units, len(entries) - len(again) + len(copies))
-    unused = iter(fresh)
-    pages = [page_no if (page_no := old.get(entry)) in again else next(unused) for entry in entries]
-    copied = list(unused)
+            originals = _originals(node, lacking, words)
+    given = set(lacking).difference(originals)
+    kept = [entry for entry in entries if entry not in given] if given else entries
+    old = _pages_of(words, kept, units)
+    again = space.fresh_among(old)
+    fresh = space.allocate_data(units, len(originals) + len(entries) - len(again))
+    copied, pages = fresh[: len(originals)], fresh[len(originals) :]
     try:
-        container.pages.write_pages(zip(copied, copies.values(), strict=True))
-        container.pages.write_pages(pair for pair in zip(pages, blocks, strict=True) if pair[0] not in again)
+        container.pages.write_pages(copied, list(originals.values()))
+        if again:
+            pages = _write_mixed(node, words, entries, blocks, again, pages)
+        else:
+            container.pages.write_pages(pages, blocks, together)
     except SnapctlError:
         space.free_pages(fresh, units)
         raise
-    if again:
-        # A page of this transaction was written before, so that there is room for it; half overwritten, it is lost.
-        with container.pages.poisoned_by_failure():
-            container.pages.write_pages(pair for pair in zip(pages, blocks, strict=True) if pair[0] in again)
     with container.changing(moves_pages=False):
-        birth = (container.transaction & CHECKSUM_MASK) << BIRTH_SHIFT
         if heir is not None and lacking:
-            _preserve(node, heir, start, lacking, words, dict(zip(copies, copied, strict=True)))
-        space.free_pages([page_no for page_no in old.values() if page_no not in again], units)
-        words = node.tree.leaf_for_writing(start).words
-        for entry, page_no, checksum in zip(entries, pages, checksums, strict=True):
-            words[2 * entry], words[2 * entry + 1] = PAGE_WORD | page_no, checksum | birth
+            _preserve(node, heir, start, lacking, words, dict(zip(originals, copied, strict=True)))
+        space.free_pages(old if not again else [page_no for page_no in old if page_no not in again], units)
+        _enter(node.tree.leaf_for_writing(start).words, entries, pages, checksums, container.transaction)
         node.own_blocks += len(entries) - len(old)
         container.note_change(node)
+
+
+def _pages_of(words: array[int], entries: Sequence[int], units: int) -> Sequence[int]:
+    """The pages that entries of a leaf lead to; as a range, if there is one for each and they follow each other."""
+    if isinstance(entries, range):
+        found = words[2 * entries.start : 2 * entries.stop : 2].tolist()
+        run = range(found[0], found[0] + len(found) * units, units)
+        if found[0] >> KIND_SHIFT == PAGE and found[-1] == run[-1] and found == list(run):
+            return range(run.start & PAGE_MASK, (run.start & PAGE_MASK) + len(run) * units, units)
+    else:
+        found = [words[2 * entry] for entry in entries]
+    return [word0 & PAGE_MASK for word0 in found if word0 >> KIND_SHIFT == PAGE]
+
+
+def _write_mixed(
+    node: Node,
+    words: array[int],
+    entries: Sequence[int],
+    blocks: Sequence[Buffer],
+    again: Container[int],
+    fresh: Sequence[int],
+) -> list[int]:
+    """Write blocks to fresh pages or to those that they have, if these may be used again; returns the page of each.
+
+    A page of this transaction was written before, so that the file system has room for it. Should it nevertheless have
+    none, nothing can be saved, for the page may be half overwritten.
+    """
+    pages, unused = node.container.pages, iter(fresh)
+    found = [page_no if (page_no := words[2 * entry] & PAGE_MASK) in again else next(unused) for entry in entries]
+    is_fresh = [page_no not in again for page_no in found]
+    pages.write_pages(fresh, list(compress(blocks, is_fresh)))
+    present = sorted((page_no, i) for i, page_no in enumerate(found) if page_no in again)
+    with pages.poisoned_by_failure():
+        pages.write_pages([page_no for page_no, _ in present], [blocks[i] for _, i in present])
+    return found
+
+
+def _enter(
+    words: array[int], entries: Sequence[int], pages: Sequence[int], checksums: Sequence[int], transaction: int
+) -> None:
+    """Have entries of a leaf lead to pages."""
+    birth = (transaction & CHECKSUM_MASK) << BIRTH_SHIFT
+    if isinstance(entries, range):
+        low, high = 2 * entries.start, 2 * entries.stop
+        words[low:high:2] = array("Q", map(PAGE_WORD.__or__, pages))
+        words[low + 1 : high : 2] = array("Q", map(birth.__or__, checksums))
+        return
+    for entry, page_no, checksum in zip(entries, pages, checksums, strict=True):
+        words[2 * entry] = PAGE_WORD | page_no
+        words[2 * entry + 1] = birth | checksum
 
 
 def _preserve(

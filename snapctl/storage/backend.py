@@ -255,17 +255,17 @@ class FileBackend:
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """See `Backend`."""
         for start in range(0, len(buffers), _IOV_MAX):
-            batch: list[Buffer] = list(buffers[start : start + _IOV_MAX])
-            while batch:
+            batch = buffers[start : start + _IOV_MAX]
+            length = sum(map(len, batch))
+            while length:
                 try:
                     done = os.pwritev(self.fd, batch, offset)
                 except OSError as error:
                     raise self._failure("write", error) from error
                 offset += done
-                while batch and done >= len(batch[0]):
-                    done -= len(batch.pop(0))
-                if done:
-                    batch[0] = memoryview(batch[0])[done:]
+                length -= done
+                if length:
+                    batch = _rest(batch, done)
 
     def sync(self) -> None:
         """See `Backend`."""
@@ -331,6 +331,14 @@ class FileBackend:
 
     def _failure(self, what: str, error: OSError) -> SnapctlError:
         return _translate(error, f"cannot {what} {self.path}")
+
+
+def _rest(buffers: Sequence[Buffer], done: int) -> Sequence[Buffer]:
+    """What is left to write of buffers when `done` bytes are written."""
+    left = list(buffers)
+    while done >= len(left[0]):
+        done -= len(left.pop(0))
+    return [memoryview(left[0])[done:], *left[1:]]
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> int:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
+
 from snapctl.errors import Corruption
+
+_WAS_SET = "a page that is in use was to be allocated; run check"
+WAS_CLEAR = "a page that is free was to be freed; run check"
+"""What is wrong where a bit is not set that should be."""
+_NOT_ZERO = re.compile(rb"[^\0]+")
+_SET_BITS = [[bit for bit in range(8) if value >> bit & 1] for value in range(256)]
 
 
 def set_bits(bitmap: bytearray, start: int, count: int) -> None:
@@ -14,7 +23,7 @@ def set_bits(bitmap: bytearray, start: int, count: int) -> None:
     first, stop, mask = _span(start, count)
     chunk = int.from_bytes(bitmap[first:stop], "little")
     if chunk & mask:
-        raise Corruption("a page that is in use was to be allocated; run check")
+        raise Corruption(_WAS_SET)
     bitmap[first:stop] = (chunk | mask).to_bytes(stop - first, "little")
 
 
@@ -27,7 +36,7 @@ def clear_bits(bitmap: bytearray, start: int, count: int) -> None:
     first, stop, mask = _span(start, count)
     chunk = int.from_bytes(bitmap[first:stop], "little")
     if chunk & mask != mask:
-        raise Corruption("a page that is free was to be freed; run check")
+        raise Corruption(WAS_CLEAR)
     bitmap[first:stop] = (chunk ^ mask).to_bytes(stop - first, "little")
 
 
@@ -37,28 +46,60 @@ def count_bits(bitmap: bytes | bytearray, start: int, count: int) -> int:
     return (int.from_bytes(bitmap[first:stop], "little") & mask).bit_count()
 
 
-def clear_runs(bits: int, length: int) -> list[tuple[int, int]]:
-    """The runs of clear bits among the lowest `length`, as (start, count) in order."""
-    return _runs("0", "1", bits, length)
+def set_each(bitmap: bytearray, bits: Iterable[int]) -> None:
+    """Set single bits that must all be clear.
+
+    Raises:
+        Corruption: one is set already; those before it are set now.
+    """
+    for bit in bits:
+        at, mask = bit >> 3, 1 << (bit & 7)
+        if bitmap[at] & mask:
+            raise Corruption(_WAS_SET)
+        bitmap[at] |= mask
+
+
+def starts(bits: int, length: int, count: int) -> Iterator[int]:
+    """Where among the lowest `length` bits runs of `count` set ones begin, in order and apart from each other."""
+    page = _first_bits(bits & ((1 << length) - 1), count).to_bytes(-(-length // 8), "little")
+    end = 0
+    for some in _NOT_ZERO.finditer(page):
+        for at in range(*some.span()):
+            for bit in _SET_BITS[page[at]]:
+                start = 8 * at + bit
+                if start >= end:
+                    yield start
+                    end = start + count
+
+
+def has_run(bits: int, count: int) -> bool:
+    """Whether there are `count` set bits in a row."""
+    return _first_bits(bits, count) != 0
+
+
+def _first_bits(bits: int, count: int) -> int:
+    """The lowest bit of each `count` set bits in a row."""
+    done = 1
+    while done < count:
+        step = min(done, count - done)
+        bits &= bits >> step
+        done += step
+    return bits
 
 
 def set_runs(bits: int, length: int) -> list[tuple[int, int]]:
     """The runs of set bits among the lowest `length`, as (start, count) in order."""
-    return _runs("1", "0", bits, length)
-
-
-def _runs(wanted: str, other: str, bits: int, length: int) -> list[tuple[int, int]]:
     # Formatting in base two and looking for one character are linear and in C; a regular expression that steps over
     # a full bitmap takes ten times as long, and picking runs off an integer one by one is quadratic.
     text = f"{bits:0{length}b}"[::-1]
     runs = []
-    start = text.find(wanted, 0, length)
+    start = text.find("1", 0, length)
     while start >= 0:
-        stop = text.find(other, start, length)
+        stop = text.find("0", start, length)
         if stop < 0:
             stop = length
         runs.append((start, stop - start))
-        start = text.find(wanted, stop, length)
+        start = text.find("1", stop, length)
     return runs
 
 

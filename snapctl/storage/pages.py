@@ -7,9 +7,8 @@ cache may hold what the disk does not; a lack of space is no such failure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from operator import itemgetter
 from typing import NamedTuple
 
 from snapctl.errors import Corruption, IoFailure, NoSpace, Poisoned
@@ -127,11 +126,18 @@ class PageFile:
             NoSpace: the file system is full; the container stays usable.
             IoFailure: any other refusal, which poisons.
         """
-        self.rewrite_adopted()
+        if self._adopted is not None or self._failure is not None:
+            self.rewrite_adopted()
         if page_no < self.geometry.first_page:
             raise Corruption(f"a write to page {page_no}, in the superblock area, was refused", page_no=page_no)
+        offset = page_no * self.geometry.unit
         try:
-            self.reserve.lend(lambda: self.backend.write(page_no * self.geometry.unit, buffers))
+            try:
+                self.backend.write(offset, buffers)
+            except NoSpace:
+                if not self.reserve.lend():
+                    raise
+                self.backend.write(offset, buffers)
         except IoFailure as error:
             self._failure = str(error)
             raise
@@ -145,20 +151,29 @@ class PageFile:
             self._failure = str(error)
             raise
 
-    def write_pages(self, pages: Iterable[tuple[int, Buffer]]) -> None:
-        """Write single pages, joining those that are neighbours on disk into one call; raises as `write_run`."""
-        run: list[Buffer] = []
-        start = stop = 0
-        for page_no, page in sorted(pages, key=itemgetter(0)):
-            if run and page_no != stop:
-                self.write_run(start, run)
-                run = []
-            if not run:
-                start = stop = page_no
-            run.append(page)
-            stop += len(page) // self.geometry.unit
-        if run:
-            self.write_run(start, run)
+    def write_pages(self, page_nos: Sequence[int], pages: Sequence[Buffer], together: Buffer | None = None) -> None:
+        """Write pages of one size, joining those that follow each other on disk into one call; raises as `write_run`.
+
+        Args:
+            page_nos: where they go, in ascending order to have many joined.
+            pages: their bytes.
+            together: the same bytes as one buffer, if they are one.
+        """
+        if not page_nos:
+            return
+        size, count = len(pages[0]), len(page_nos)
+        step = size // self.geometry.unit
+        first, is_run = page_nos[0], False
+        if page_nos[-1] - first == (count - 1) * step:
+            is_run = list(page_nos) == list(range(first, first + count * step, step))
+        start = 0
+        while start < count:
+            stop = count if is_run else start + 1
+            while stop < count and page_nos[stop] == page_nos[stop - 1] + step:
+                stop += 1
+            run = pages[start:stop] if together is None else [memoryview(together)[start * size : stop * size]]
+            self.write_run(page_nos[start], run)
+            start = stop
 
     def write_superblock(self, slot: int, page: bytes, *, one_by_one: bool = False) -> None:
         """Write both copies of a slot.
@@ -186,7 +201,12 @@ class PageFile:
             IoFailure: the system refuses.
         """
         self.check_usable()
-        self.reserve.lend(lambda: self.backend.extend(self.end_page * self.geometry.unit))
+        try:
+            self.backend.extend(self.end_page * self.geometry.unit)
+        except NoSpace:
+            if not self.reserve.lend():
+                raise
+            self.backend.extend(self.end_page * self.geometry.unit)
 
     def sync(self) -> None:
         """Make all that was written durable.

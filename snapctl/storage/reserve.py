@@ -7,8 +7,6 @@ file, which is up to `Reserve`. Nothing ever refers to those blocks, and the fil
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from snapctl.errors import IoFailure, NoSpace
 from snapctl.format.geometry import Geometry
 from snapctl.storage.backend import Backend
@@ -112,21 +110,20 @@ class Reserve:
                 self._kept_to = start + length if part == length else None
                 return
 
-    def lend(self, attempt: Callable[[], None]) -> None:
-        """Do what takes room in the file system; if it has none, give it what was promised, or may be used.
+    def lend(self) -> bool:
+        """Give what is kept back to a file system that has no room, if the open transaction has a right to it.
+
+        Returns:
+            Whether what found no room is worth being tried again.
 
         Raises:
-            NoSpace: the file system is full, and there is no reserve for this transaction, or it does not suffice.
             IoFailure: the system refuses.
         """
-        try:
-            attempt()
-        except NoSpace:
-            if not (self.may_be_used or self._has_promised) or self._kept_to == 0:
-                raise
-            self._backend.release()
-            self._kept_to = 0
-            attempt()
+        if not (self.may_be_used or self._has_promised) or self._kept_to == 0:
+            return False
+        self._backend.release()
+        self._kept_to = 0
+        return True
 
     def cut(self, end_page: int) -> None:
         """End the file at `end_page` and the transaction that made it longer; what that took of the reserve is back.

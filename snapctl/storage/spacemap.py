@@ -9,22 +9,23 @@ means that all its units are free. For each bitmap in memory three states are ke
 - *previous*: as the commit before left it, which the other superblock slot still stands for.
 
 The allocator takes only what is free in all three and in every state that is pinned (invariant 2). A run freed by one
-commit is punched out of the file when the next is durable, or when the last pin that stands for it ends.
+commit may be punched out of the file when the next is durable, or when the last pin that stands for it ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby, islice
 
 from snapctl.errors import Corruption, IoFailure, NoSpace, SnapctlError
 from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import INDEX_DEPTH
 from snapctl.format.pointer import BIRTH_SHIFT, NOWHERE, PAGE, PAGE_MASK, Pointer, page_pointer
 from snapctl.format.superblock import Superblock
-from snapctl.storage.bitmap import clear_bits, clear_runs, count_bits, set_bits, set_runs
+from snapctl.storage.bitmap import WAS_CLEAR, clear_bits, count_bits, has_run, set_bits, set_each, set_runs, starts
 from snapctl.storage.pages import PageFile
 from snapctl.storage.pins import Pin, Pins
 from snapctl.storage.reserve import reserved_units
@@ -37,13 +38,29 @@ _PUNCH_BYTES = 1 << 20
 
 @dataclass(slots=True)
 class _Bitmap:
+    """One bitmap in memory.
+
+    Attributes:
+        current, committed, previous: its states.
+        page_no: where it stands; 0 while it is changed and has no page yet.
+        changed: in the open transaction.
+        free: first bits of runs of `free_units` each that were free when they were last looked for.
+        again: the same for what was taken and freed in the open transaction since.
+    """
+
     current: bytearray
     committed: bytes
     previous: bytes
     page_no: int = 0
     changed: bool = False
-    runs: list[tuple[int, int]] | None = None
-    next_run: dict[int, int] = field(default_factory=dict)
+    free_units: int = 0
+    free: Iterator[int] | None = None
+    again: list[int] = field(default_factory=list)
+
+    def forget_free(self) -> None:
+        """Have what is free looked for anew, from the start of the bitmap."""
+        self.free = None
+        self.again.clear()
 
     @property
     def in_use(self) -> int:
@@ -79,6 +96,8 @@ class SpaceMap:
     Attributes:
         used: units in use in the open transaction, the superblock area among them.
         pending: pages of the map itself that are free as soon as the change under way is done.
+        idle_units: what may be kept of long runs that nothing stands for any more, to be allocated again, before the
+            rest is punched out. To write into a hole costs the file system much more than to overwrite.
     """
 
     def __init__(self, pages: PageFile, committed: Superblock, previous: Superblock | None) -> None:
@@ -102,8 +121,14 @@ class SpaceMap:
         self._waiting_units: int | None = None  # known once somebody asks, or after a commit
         self._first_unit = 0
         self._pins = Pins()
+        self.idle_units = 0
+        self._idle: list[tuple[int, int]] = []
         if committed.space_map == NOWHERE:
-            self._change(0, self._geometry.first_page, in_use=True)
+            bitmap = self._bitmap(0)
+            self._note_change(bitmap, 0)
+            set_bits(bitmap.current, 0, self._geometry.first_page)
+            self.used += self._geometry.first_page
+            self._pages.end_page = max(self._pages.end_page, self._geometry.first_page)
 
     @classmethod
     def rebuild(cls, pages: PageFile, blank: Superblock, in_use: Iterable[tuple[int, int]]) -> SpaceMap:
@@ -136,6 +161,7 @@ class SpaceMap:
         """The map as of the last commit, for when the open transaction is given up; what is pinned stays so."""
         space = SpaceMap(self._pages, committed, previous)
         space._pins, space._waiting_units = self._pins, self._waiting_units
+        space._idle, space.idle_units = self._idle, self.idle_units
         return space
 
     @property
@@ -161,7 +187,7 @@ class SpaceMap:
             except (Corruption, IoFailure):
                 continue  # whoever needs it will hear of it
             if state != bitmap.committed:
-                bitmap.runs = None
+                bitmap.forget_free()
                 self._reconsider(index)
                 self._pins.recount(index, bitmap.committed, bitmap.previous)
                 retired += self._long_runs(index, int.from_bytes(state, "little") & ~self._busy(index, bitmap))
@@ -197,14 +223,22 @@ class SpaceMap:
         """Units that may be in use; what pins alone keep is there, but to nobody's use."""
         return self._limit - self._pins.held_units
 
-    def fresh_among(self, page_nos: Iterable[int]) -> set[int]:
+    def fresh_among(self, page_nos: Sequence[int]) -> Collection[int]:
         """Which of some pages in use were born in the open transaction, so that they may be overwritten in place.
+
+        Args:
+            page_nos: the pages; a range if they follow each other without a gap.
+
+        Returns:
+            As said; false if there are none.
 
         Raises:
             Corruption: one is not in use, which says nothing of the commit before, or the map cannot be read.
         """
         found: set[int] = set()
         per_bitmap = self._geometry.units_per_bitmap
+        if isinstance(page_nos, range) and (kinds := self._fresh_in_run(page_nos)) is not None:
+            return kinds
         index, current, committed = -1, bytearray(), b""
         for page_no in page_nos:
             if page_no // per_bitmap != index:
@@ -214,10 +248,24 @@ class SpaceMap:
                 current, committed = bitmap.current, bitmap.committed
             at, mask = page_no % per_bitmap >> 3, 1 << (page_no & 7)
             if not current[at] & mask:
-                raise Corruption("a page that is free was to be freed; run check")
+                raise Corruption(WAS_CLEAR)
             if not committed[at] & mask:
                 found.add(page_no)
         return found
+
+    def _fresh_in_run(self, run: range) -> Collection[int] | None:
+        """As `fresh_among`, if all or none of a run in one bitmap are."""
+        per_bitmap = self._geometry.units_per_bitmap
+        units = len(run) * run.step
+        index, bit = divmod(run.start, per_bitmap)
+        if bit + units > per_bitmap:
+            return None
+        self._check_within(run.start, units)
+        bitmap = self._bitmap(index)
+        held = count_bits(bitmap.committed, bit, units)
+        if count_bits(bitmap.current, bit, units) != units or 0 < held < units:
+            return None
+        return () if held else run
 
     def allocate_data(self, units: int, count: int) -> list[int]:
         """As `allocate`, but never from the reserve.
@@ -282,15 +330,17 @@ class SpaceMap:
         Raises:
             Corruption: as `free`.
         """
-        start = stop = -1
-        for page_no in sorted(page_nos):
-            if page_no != stop:
-                if start >= 0:
-                    self._release(start, stop - start)
-                start = page_no
-            stop = page_no + units
-        if start >= 0:
-            self._release(start, stop - start)
+        ordered = page_nos if isinstance(page_nos, range) else sorted(page_nos)
+        if not ordered:
+            return
+        if list(ordered) == list(range(ordered[0], ordered[0] + len(ordered) * units, units)):
+            self._release(ordered[0], len(ordered) * units)
+        elif units == 1:
+            for index, pages in groupby(ordered, lambda page_no: page_no // self._geometry.units_per_bitmap):
+                self._clear_each(index, list(pages))
+        else:
+            for page_no in ordered:
+                self._release(page_no, units)
         self._settle()
 
     def place(self) -> None:
@@ -323,14 +373,14 @@ class SpaceMap:
             NoSpace: the file system is full.
             IoFailure: the system refuses.
         """
-        batch: list[tuple[int, bytes]] = []
+        batch: dict[int, bytes] = {}
         per_bitmap = self._geometry.units_per_bitmap
         for index, bitmap in self._bitmaps.items():
             if bitmap.changed:
                 page = bytes(bitmap.current)
-                batch.append((bitmap.page_no, page))
+                batch[bitmap.page_no] = page
                 self._tree.put(index, page_pointer(bitmap.page_no, crc32c(page), per_bitmap - bitmap.in_use))
-        self._pages.write_pages(batch)
+        self._pages.write_pages(list(batch), list(batch.values()))
         return self._tree.write()
 
     def rotate(self, superblock: Superblock) -> list[tuple[int, int]]:
@@ -342,7 +392,7 @@ class SpaceMap:
         Raises:
             Corruption: a bitmap in which something was freed cannot be read.
         """
-        retired = list(self._retired())
+        self._idle += self._retired()
         changed = {index for index, bitmap in self._bitmaps.items() if bitmap.changed}
         for index in changed | self._differing:
             self._reconsider(index)
@@ -351,7 +401,7 @@ class SpaceMap:
                 bitmap.previous = bitmap.committed
                 bitmap.committed = bytes(bitmap.current)
                 bitmap.changed = False
-                bitmap.runs = None
+                bitmap.forget_free()
                 if self._pins:
                     self._pins.recount(index, bitmap.committed, bitmap.previous)
         self._tree.transaction = superblock.transaction + 1
@@ -359,7 +409,26 @@ class SpaceMap:
         self.__dict__.pop("_previous_tree", None)
         self._differing = changed
         self._waiting_units, self._freed_units = self._freed_units, 0
-        return retired
+        return self.surplus()
+
+    def surplus(self) -> list[tuple[int, int]]:
+        """Take the long runs out of what is kept for reuse that are more than `idle_units`; what was reused is none."""
+        idle: dict[int, int] = {}
+        for page_no, units in self._idle:
+            index, bit = divmod(page_no, self._geometry.units_per_bitmap)
+            idle[index] = idle.get(index, 0) | ((1 << units) - 1) << bit
+        self._idle = []
+        kept, found = 0, []
+        for index in sorted(idle):
+            free = idle[index] & ~self._busy(index, self._bitmap(index))
+            for page_no, units in self._long_runs(index, free):
+                part = min(units, self.idle_units - kept)
+                if part:
+                    self._idle.append((page_no, part))
+                    kept += part
+                if part < units:
+                    found.append((page_no + part, units - part))
+        return found
 
     def fresh_runs(self) -> Iterator[tuple[int, int]]:
         """Long runs (page, units) that the open transaction alone has taken, for whoever gives it up."""
@@ -379,7 +448,10 @@ class SpaceMap:
         with suppress(IoFailure):  # what was asked for is durable; that nobody tells the room left does not matter
             most = min(most, self._pages.backend.room() // self._geometry.unit)
         is_tight = self.used + (self._waiting_units or 0) + self._pins.held_units > most - most // 8
-        return (is_tight and any(bits for _, bits in self._waiting())) or next(self._retired(), None) is not None
+        if is_tight and any(bits for _, bits in self._waiting()):
+            return True
+        waiting = sum(units for _, units in self._retired())
+        return waiting > 0 and waiting + sum(units for _, units in self._idle) > self.idle_units
 
     @cached_property
     def _tree(self) -> TableTree:
@@ -442,28 +514,42 @@ class SpaceMap:
                 yield index
 
     def _take(self, index: int, units: int, count: int, found: list[int]) -> None:
+        """Take runs of `units` from one bitmap until `found` holds `count`, or no more are free in it."""
         bitmap = self._bitmap(index)
+        base = index * self._geometry.units_per_bitmap
+        if bitmap.free is None or bitmap.free_units != units:
+            bitmap.forget_free()
+            bitmap.free, bitmap.free_units = starts(self._free(index, bitmap), self._length(index), units), units
+        wanted = count - len(found)
+        bits = bitmap.again[-wanted:]
+        del bitmap.again[-wanted:]
+        bits += islice(bitmap.free, wanted - len(bits))
+        if not bits:
+            return
+        bits.sort()
+        self._note_change(bitmap, index)
+        if bits[-1] - bits[0] == (len(bits) - 1) * units:
+            set_bits(bitmap.current, bits[0], len(bits) * units)
+        elif units == 1:
+            set_each(bitmap.current, bits)
+        else:
+            for bit in bits:
+                set_bits(bitmap.current, bit, units)
+        self.used += len(bits) * units
+        self._pages.end_page = max(self._pages.end_page, base + bits[-1] + units)
+        found += [base + bit for bit in bits] if base else bits
+
+    def _length(self, index: int) -> int:
+        """Bits of a bitmap that lie below the capacity."""
         per_bitmap = self._geometry.units_per_bitmap
-        base = index * per_bitmap
-        if bitmap.runs is None:
-            busy = (1 << min(per_bitmap, max(0, self._first_unit - base))) - 1
-            busy |= self._busy(index, bitmap)
-            length = min(per_bitmap, self._limit - base)
-            bitmap.runs = clear_runs(busy & ((1 << length) - 1), length)
-            bitmap.next_run = {}
-        runs = bitmap.runs
-        position = bitmap.next_run.get(units, 0)
-        while position < len(runs) and len(found) < count:
-            start, free = runs[position]
-            wanted = min(free // units, count - len(found))
-            if wanted:
-                length = wanted * units
-                self._change(base + start, length, in_use=True)
-                found.extend(range(base + start, base + start + length, units))
-                runs[position] = (start + length, free - length)
-            if runs[position][1] < units:
-                position += 1
-        bitmap.next_run[units] = position
+        return min(per_bitmap, self._limit - index * per_bitmap)
+
+    def _free(self, index: int, bitmap: _Bitmap) -> int:
+        """The units of a bitmap that can be allocated."""
+        per_bitmap = self._geometry.units_per_bitmap
+        free = ~self._busy(index, bitmap) & ((1 << per_bitmap) - 1)
+        below = min(per_bitmap, max(0, self._first_unit - index * per_bitmap))
+        return free >> below << below
 
     def _busy(self, index: int, bitmap: _Bitmap) -> int:
         """The units of a bitmap that some state stands for."""
@@ -477,7 +563,7 @@ class SpaceMap:
         per_bitmap = self._geometry.units_per_bitmap
         while units:
             part = min(units, per_bitmap - page_no % per_bitmap)
-            self._change(page_no, part, in_use=False)
+            self._clear(*divmod(page_no, per_bitmap), part)
             page_no += part
             units -= part
 
@@ -489,28 +575,53 @@ class SpaceMap:
         while self.pending:
             self._release(*self.pending.pop())
 
-    def _change(self, page_no: int, units: int, *, in_use: bool) -> None:
-        """Set or clear the bits of a run that lies within one bitmap."""
-        index, bit = divmod(page_no, self._geometry.units_per_bitmap)
-        bitmap = self._bitmap(index)
+    def _note_change(self, bitmap: _Bitmap, index: int) -> None:
+        """Take note that a bitmap is going to change; its page, and those of the tables above it, are freed."""
         if not bitmap.changed:
             if bitmap.page_no:
                 self.pending.append((bitmap.page_no, self._geometry.table_units))
             bitmap.page_no = 0
             bitmap.changed = True
             self._tree.leaf_for_writing(index)
-        if in_use:
-            set_bits(bitmap.current, bit, units)
-            self.used += units
-            self._pages.end_page = max(self._pages.end_page, page_no + units)
-            return
+
+    def _clear(self, index: int, bit: int, units: int) -> None:
+        """Free a run that lies within one bitmap."""
+        bitmap = self._bitmap(index)
+        self._note_change(bitmap, index)
         clear_bits(bitmap.current, bit, units)
         self.used -= units
         committed_units = count_bits(bitmap.committed, bit, units)
         self._freed_units += committed_units
-        if bitmap.runs is not None and committed_units == count_bits(bitmap.previous, bit, units) == 0:
-            bitmap.runs.append((bit, units))  # of this transaction alone, so it can be allocated again at once
-            self._reconsider(index)
+        if committed_units == count_bits(bitmap.previous, bit, units) == 0:
+            self._free_again(index, bitmap, bit, units)
+
+    def _clear_each(self, index: int, page_nos: Sequence[int]) -> None:
+        """Free single units of one bitmap, in ascending order."""
+        self._check_within(page_nos[0], 1)
+        self._check_within(page_nos[-1], 1)
+        bitmap = self._bitmap(index)
+        self._note_change(bitmap, index)
+        base = index * self._geometry.units_per_bitmap
+        current, committed, previous = bitmap.current, bitmap.committed, bitmap.previous
+        held = 0
+        for page_no in page_nos:
+            bit = page_no - base
+            at, mask = bit >> 3, 1 << (bit & 7)
+            if not current[at] & mask:
+                raise Corruption(WAS_CLEAR)
+            current[at] ^= mask
+            if committed[at] & mask:
+                held += 1
+            elif not previous[at] & mask:
+                self._free_again(index, bitmap, bit, 1)
+        self.used -= len(page_nos)
+        self._freed_units += held
+
+    def _free_again(self, index: int, bitmap: _Bitmap, bit: int, units: int) -> None:
+        """Have a run be allocated again at once, which is of this transaction alone."""
+        if bitmap.free is not None:
+            bitmap.again += range(bit, bit + units - bitmap.free_units + 1, bitmap.free_units)
+        self._reconsider(index)
 
     def _bitmap(self, index: int) -> _Bitmap:
         bitmap = self._bitmaps.get(index)
@@ -561,7 +672,7 @@ class SpaceMap:
         """The runs of set bits of one bitmap that are worth punching out, as (page, units)."""
         per_bitmap = self._geometry.units_per_bitmap
         least = max(1, _PUNCH_BYTES // self._geometry.unit)
-        if bits.bit_count() >= least:
+        if has_run(bits, least):
             for start, units in set_runs(bits, per_bitmap):
                 if units >= least:
                     yield index * per_bitmap + start, units

@@ -196,6 +196,15 @@ class Store:
             self.pages.punch(page_no, units)
         self.pages.reserve.cut(self.superblock.pages_total)
 
+    def give_back(self) -> None:
+        """Give the file system what is kept of free room beyond `SpaceMap.idle_units`.
+
+        Raises:
+            IoFailure: the system refuses.
+        """
+        for page_no, units in self.space.surplus():
+            self.pages.punch(page_no, units)
+
     def reset(self) -> None:
         """Forget the open transaction; the space map is again that of the last commit.
 

@@ -413,7 +413,8 @@ class TableTree:
             table.words[2 * entry], table.words[2 * entry + 1] = pointer
 
     def _write_out(self, written: list[tuple[Table, bytes]]) -> None:
-        self._pages.write_pages((table.page_no, page) for table, page in written)
+        written.sort(key=lambda pair: pair[0].page_no)
+        self._pages.write_pages([table.page_no for table, _ in written], [page for _, page in written])
         for table, _ in written:
             table.changed = False
             table.changed_children.clear()

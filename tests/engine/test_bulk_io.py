@@ -9,6 +9,7 @@ import pytest
 from snapctl.engine.container import Container
 from snapctl.engine.model import Extent
 from snapctl.format.geometry import Geometry
+from snapctl.services.check import check_backend
 from tests.support.backends import RecordingBackend
 
 MIB = 1024 * 1024
@@ -107,6 +108,53 @@ def test_room_freed_by_a_commit_goes_back_to_the_file_system_at_once(
     container["db"].trim(0, 8 * MIB)
     container.commit()
     assert sum(length for method, _, length in backend.log if method == "punch") >= 8 * MIB
+
+
+def punched_bytes(backend: RecordingBackend) -> int:
+    return sum(length for method, _, length in backend.log if method == "punch")
+
+
+def test_room_that_may_be_kept_goes_back_when_the_container_is_closed(
+    container: Container, backend: RecordingBackend
+) -> None:
+    container.kept_bytes = 4 * MIB
+    container["db"].write(0, noise(8 * MIB))
+    container.commit()
+    backend.forget()
+    container["db"].trim(0, 8 * MIB)
+    container.commit()
+    assert 4 * MIB <= punched_bytes(backend) < 5 * MIB
+    container.close()
+    assert punched_bytes(backend) >= 8 * MIB
+    assert check_backend(backend).findings == []
+
+
+def test_less_than_may_be_kept_costs_no_commit_of_its_own_and_goes_back_when_the_container_is_closed(
+    container: Container, backend: RecordingBackend
+) -> None:
+    container.kept_bytes = 100 * MIB
+    container["db"].write(0, noise(8 * MIB))
+    container.commit()
+    backend.forget()
+    container["db"].trim(0, 8 * MIB)
+    container.commit()
+    assert (backend.calls["sync"], backend.calls["punch"]) == (2, 0)
+    container.close()
+    assert punched_bytes(backend) >= 8 * MIB
+    assert check_backend(backend).findings == []
+
+
+def test_a_volume_that_is_overwritten_again_and_again_stays_in_the_room_that_is_kept(
+    container: Container, backend: RecordingBackend
+) -> None:
+    container.kept_bytes = 32 * MIB
+    sizes = []
+    for times in range(8):
+        container["db"].write(times, noise(8 * MIB))
+        container.commit()
+        sizes.append(backend.size())
+    assert len(set(sizes[4:])) == 1
+    assert backend.calls["punch"] == 0
 
 
 def test_writing_zeros_takes_no_room(container: Container, backend: RecordingBackend) -> None:

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from snapctl.errors import Corruption
-from snapctl.storage.bitmap import clear_bits, clear_runs, set_bits, set_runs
+from snapctl.storage.bitmap import clear_bits, set_bits, set_each, set_runs, starts
 
 BITS = 64
 bits = st.lists(st.booleans(), min_size=BITS, max_size=BITS)
@@ -72,13 +72,32 @@ def test_clearing_a_clear_bit_is_refused_and_changes_nothing(values: list[bool],
 @given(bits, st.integers(1, BITS))
 def test_runs_are_the_longest_of_each_kind_in_order(values: list[bool], length: int):
     number = int.from_bytes(packed(values), "little") & ((1 << length) - 1)
-    assert clear_runs(number, length) == runs_of(values[:length], False)
     assert set_runs(number, length) == runs_of(values[:length], True)
 
 
 def test_runs_of_a_bitmap_of_the_usual_size_end_at_its_end():
     length = 16384 * 8
-    assert clear_runs(0, length) == [(0, length)]
     assert set_runs((1 << length) - 1, length) == [(0, length)]
-    assert clear_runs(1 << (length - 1), length) == [(0, length - 1)]
+    assert set_runs(1 << (length - 1), length) == [(length - 1, 1)]
     assert set_runs(0, length) == []
+
+
+@given(bits, st.integers(1, BITS), st.integers(1, 9))
+def test_runs_of_a_length_are_cut_from_the_longest_runs_in_order(values: list[bool], length: int, count: int):
+    wanted = [
+        start + at for start, found in runs_of(values[:length], True) for at in range(0, found - count + 1, count)
+    ]
+    assert list(starts(int.from_bytes(packed(values), "little"), length, count)) == wanted
+
+
+@given(bits, st.sets(st.integers(0, BITS - 1)))
+def test_single_bits_can_be_set_where_all_are_clear(values: list[bool], chosen: set[int]):
+    bitmap = packed([value and i not in chosen for i, value in enumerate(values)])
+    set_each(bitmap, sorted(chosen))
+    assert bitmap == packed([value or i in chosen for i, value in enumerate(values)])
+
+
+@given(st.integers(0, BITS - 1))
+def test_setting_one_set_bit_among_others_is_refused(bit: int):
+    with pytest.raises(Corruption, match="in use"):
+        set_each(packed([i == bit for i in range(BITS)]), range(BITS))

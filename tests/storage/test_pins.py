@@ -46,7 +46,7 @@ class Disk:
     def allocate(self, units: int, count: int) -> list[int]:
         """Take runs and write noise to them."""
         pages = self.store.space.allocate(units, count)
-        self.store.pages.write_pages([(page, self.noise.randbytes(units * TINY.unit)) for page in pages])
+        self.store.pages.write_pages(pages, [self.noise.randbytes(units * TINY.unit) for _ in pages])
         return pages
 
     def commit(self) -> None:

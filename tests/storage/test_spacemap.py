@@ -330,6 +330,25 @@ def test_what_was_allocated_again_does_not_retire():
     assert disk.commit() == []
 
 
+def test_of_what_retires_some_is_kept_while_it_is_not_allocated_again():
+    disk = Disk(Geometry(4096, 512))
+    disk.space.idle_units = 2500
+    pages = disk.space.allocate(8, 400)
+    disk.commit()
+    disk.space.free_pages(pages, 8)
+    disk.commit()
+    punched = disk.commit()
+    assert 700 <= sum(units for _, units in punched) < 1000
+    again = disk.space.allocate(8, 20)
+    disk.commit()
+    disk.space.idle_units = 0
+    punched += disk.commit()
+    units = {unit for start, count in punched for unit in range(start, start + count)}
+    assert len(units) == sum(count for _, count in punched) > 3000
+    assert not units & disk.in_use()
+    assert disk.in_use() >= {unit for page in again for unit in range(page, page + 8)}
+
+
 def test_a_refused_write_of_the_map_can_be_tried_again():
     backend = FailingBackend(error=NoSpace, methods=("write",))
     disk = Disk(backend=backend)

@@ -56,7 +56,7 @@ def reuse_in_the_same_transaction() -> AbstractContextManager[None]:
         bitmap = space._bitmap(index)
         kept = bitmap.committed, bitmap.previous
         bitmap.committed = bitmap.previous = bytes(bitmap.current)
-        bitmap.runs = None
+        bitmap.forget_free()
         try:
             take(space, index, units, count, found)
         finally:

@@ -206,7 +206,7 @@ class _Copier:
             page_no = self._container.space.allocate_data(geometry.block_units, 1)[0]
             words[i], words[i + 1] = page_pointer(page_no, former[i + 1] & CHECKSUM_MASK, self._container.transaction)
             copied.append((page_no, bytes(block)))
-        pages.write_pages(copied)
+        pages.write_pages([page_no for page_no, _ in copied], [block for _, block in copied])
         self._left -= len(copied) * geometry.block_units
         node.own_blocks += len(copied)
 

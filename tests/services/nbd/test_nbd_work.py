@@ -16,7 +16,7 @@ import pytest
 from snapctl.engine.container import Container
 from tests.services.nbd.client import FLUSH, READ, WRITE, Client
 from tests.services.nbd.serving import Served, serving
-from tests.support.work import READS, RECEIVES, SENDS, SYNCS, WRITES, Work, in_new_threads
+from tests.support.work import Work, in_new_threads
 
 BLOCK = 4096
 BLOCKS = 4096
