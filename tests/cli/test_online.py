@@ -313,7 +313,7 @@ class TestStatus:
             assert {client["description"] for client in document["clients"]} == {User.description}
             lines = run("status", lab).lines
             assert ["clients", "2"] in [line.split() for line in lines]
-            assert ["dirty", "0", "of", "64M"] in [line.split() for line in lines]
+            assert ["dirty", "0", "of", "1.1G"] in [line.split() for line in lines]
             assert "last commit" in "\n".join(lines)
             assert sum(line.startswith(User.description) for line in lines) == 2
 

@@ -131,7 +131,7 @@ class LiveContainer:
             "dirty_bytes": cache.dirty_bytes,
             "most_dirty_bytes": cache.most_dirty_bytes,
             "commits": cache.commits,
-            "logged_flushes": cache.records,
+            "log_records": cache.records,
             "commit_nanoseconds": round(cache.commit_seconds * 1e9),
             "last_commit_nanoseconds": round(cache.last_commit_seconds * 1e9),
         }

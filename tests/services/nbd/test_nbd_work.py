@@ -16,11 +16,12 @@ import pytest
 from snapctl.engine.container import Container
 from tests.services.nbd.client import FLUSH, READ, WRITE, Client
 from tests.services.nbd.serving import Served, serving
-from tests.support.work import Work, in_new_threads
+from tests.support.work import READS, RECEIVES, SENDS, SYNCS, WRITES, Work, in_new_threads
 
 BLOCK = 4096
 BLOCKS = 4096
 BATCH = 32
+LARGE = 1 << 20
 REQUEST, REPLY = struct.Struct(">LHHQQL"), struct.Struct(">LLQ")
 
 
@@ -63,14 +64,18 @@ def test_small_reads_that_come_together_cost_one_read_of_the_file_each_and_littl
     counted.ask(READ, places(BATCH), BLOCK)
     with counted.work.counting():
         counted.ask(READ, places(BATCH), BLOCK)
-    print(counted.work.calls / BATCH, counted.work.system_calls)
+    assert counted.work.of(READS) == BATCH
+    assert counted.work.of(RECEIVES) + counted.work.of(SENDS) <= 4
+    assert counted.work.calls <= 27 * BATCH
 
 
 def test_small_writes_that_come_together_cost_no_system_call_but_those_of_the_socket(counted: Counted):
     counted.ask(WRITE, places(BATCH), BLOCK)
     with counted.work.counting():
         counted.ask(WRITE, places(BATCH), BLOCK)
-    print(counted.work.calls / BATCH, counted.work.system_calls)
+    assert counted.work.of((*READS, *WRITES, *SYNCS)) == 0
+    assert counted.work.of(RECEIVES) + counted.work.of(SENDS) <= 4
+    assert counted.work.calls <= 18 * BATCH
 
 
 def test_a_small_flush_is_one_write_and_one_sync(counted: Counted):
@@ -80,34 +85,37 @@ def test_a_small_flush_is_one_write_and_one_sync(counted: Counted):
     with counted.work.counting():
         counted.ask(WRITE, [0], BLOCK)
         counted.ask(FLUSH, [0], 0)
-    print(counted.work.calls, counted.work.system_calls)
+    assert (counted.work.of(WRITES), counted.work.of(SYNCS)) == (1, 1)
+    assert counted.work.calls <= 800
 
 
-def test_large_writes(counted: Counted):
-    counted.ask(WRITE, [0], 1 << 20)
+def test_a_large_write_goes_to_the_file_as_it_came(counted: Counted):
+    counted.ask(WRITE, [0], LARGE)
     with counted.work.counting():
-        counted.ask(WRITE, [1 << 20], 1 << 20)
-    print(counted.work.calls, counted.work.system_calls)
+        counted.ask(WRITE, [LARGE], LARGE)
+    assert (counted.work.of(WRITES), counted.work.of((*READS, *SYNCS))) == (1, 0)
+    assert counted.work.calls <= 4 * LARGE // BLOCK
+
+
+def test_a_large_read_is_one_of_the_file(counted: Counted):
+    counted.ask(READ, [0], LARGE)
     with counted.work.counting():
-        counted.ask(WRITE, [1 << 20], 1 << 20)
-    print(counted.work.calls, counted.work.system_calls)
+        counted.ask(READ, [0], LARGE)
+    assert counted.work.of(READS) == 1
+    assert counted.work.calls <= 2 * LARGE // BLOCK
 
 
-def test_large_reads(counted: Counted):
-    counted.ask(READ, [0], 1 << 20)
-    with counted.work.counting():
-        counted.ask(READ, [0], 1 << 20)
-    print(counted.work.calls, counted.work.system_calls)
-
-
-def test_scattered_commit(counted: Counted):
-    counted.ask(WRITE, places(2048), BLOCK)
+def test_scattered_writes_leave_in_few_large_ones(counted: Counted):
+    """Half of the blocks of four leaves, and what a commit takes; a snapshot after that takes nothing but a commit."""
+    counted.ask(WRITE, places(BLOCKS // 2), BLOCK)
     counted.ask(FLUSH, [0], 0)
-    counted.ask(WRITE, places(2048), BLOCK)
+    counted.ask(WRITE, places(BLOCKS // 2), BLOCK)
     with counted.work.counting():
         counted.ask(FLUSH, [0], 0)
-    print(counted.work.calls / 2048, counted.work.system_calls)
-    counted.served.change(lambda container: container.snapshot("db@s"))
+    assert counted.work.of(WRITES) <= 20
+    assert counted.work.of(SYNCS) <= 4
+    assert counted.work.calls <= 4 * BLOCKS // 2
     with counted.work.counting():
-        counted.served.change(lambda container: container.snapshot("db@t"))
-    print(counted.work.calls, counted.work.system_calls)
+        counted.served.change(lambda container: container.snapshot("db@s"))
+    assert counted.work.of(WRITES) <= 12
+    assert counted.work.of(SYNCS) == 2
