@@ -365,6 +365,12 @@ class Session:
         finally:
             self._store.pages.backend.close()
 
+    def start_writing_out(self) -> None:
+        """Have the disk begin with what was written so far, in the middle of much that a commit will wait for."""
+        backend = self._store.pages.backend
+        if isinstance(backend, FileBackend):
+            backend.start_writing_out()
+
     @property
     def kept_bytes(self) -> int:
         """How much freed room may be kept for what is written next, until the container is closed.

@@ -34,6 +34,9 @@ Progress = Callable[[int, int | None], None]
 _WINDOW_BYTES = 1 << 30
 """How far an export looks ahead for data: what it finds is held in memory, together with the tables it is found in."""
 
+_WRITE_OUT_BYTES = 16 << 20
+"""How much an import writes before it has the disk begin with that, so that less is left for the commit to wait for."""
+
 _TURN_SECONDS = 1.0
 """How long an export holds the lock before it lets writers have a turn, which costs it some hundredths of a second."""
 
@@ -117,12 +120,17 @@ def export_node(
 def _import_file(container: Container, name: str, source: Source, cow: Cow, progress: Progress) -> Node:
     node = container.create_volume(name, source.size_bytes, cow=cow)
     buffer = memoryview(bytearray(min(CHUNK_BYTES, source.size_bytes)))
+    waiting = 0
     with container.changing():
         for begin, end in source.data_ranges():
             piece = buffer[: end - begin]
             source.read_at(begin, piece)
             node.write(begin, piece)
             progress(end, source.size_bytes)
+            waiting += len(piece)
+            if waiting >= _WRITE_OUT_BYTES:
+                container.start_writing_out()
+                waiting = 0
         source.check_size()
     progress(source.size_bytes, source.size_bytes)
     return node

@@ -13,10 +13,14 @@ import stat
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Protocol
 
 from snapctl.errors import IoFailure, NameTaken, NoSpace, NotAContainer, SnapctlError
 from snapctl.units import format_size
+
+if TYPE_CHECKING:
+    import ctypes
 
 Buffer = bytes | bytearray | memoryview
 
@@ -28,6 +32,8 @@ _FAILURES_TO_RESERVE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 """What else a file system may say about a reservation is that it has none for this file."""
 _KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02
 """FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE of linux/falloc.h."""
+_SYNC_WRITE = 0x02
+"""SYNC_FILE_RANGE_WRITE of linux/fs.h."""
 _STAT_BLOCK_BYTES = 512
 """What st_blocks counts, whatever the file system's blocks are."""
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
@@ -306,6 +312,11 @@ class FileBackend:
             raise self._failure("stat", error) from error
         return status.st_blocks * _STAT_BLOCK_BYTES + system.f_bavail * system.f_frsize
 
+    def start_writing_out(self) -> None:
+        """Have the system begin to write what it holds of the file; nothing is promised, so nothing can fail."""
+        if sys.platform.startswith("linux"):
+            _libc().sync_file_range(self.fd, 0, 0, _SYNC_WRITE)
+
     @property
     def is_open(self) -> bool:
         """Whether it was not closed yet."""
@@ -347,9 +358,18 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> int:
         return errno.ENOSYS
     import ctypes
 
+    return 0 if _libc().fallocate(fd, mode, offset, length) == 0 else ctypes.get_errno()
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    """The system's C library, for what Python does not have of it."""
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    return 0 if libc.fallocate(fd, mode, offset, length) == 0 else ctypes.get_errno()
+    libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return libc
 
 
 def _translate(error: OSError, message: str) -> SnapctlError:

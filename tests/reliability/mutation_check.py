@@ -227,8 +227,8 @@ MUTATIONS = (
     Mutation(
         "committed-block-overwritten-in-place",
         "snapctl/engine/writing.py",
-        "    again = space.fresh_among(old.values())\n",
-        "    again = set(old.values())\n",
+        "    again = space.fresh_among(old)\n",
+        "    again = set(old)\n",
         "A crash leaves new data behind an old checksum: the block cannot be read any more.",
         (COMMIT + "nothing_is_written_to_what_the_last_commit_holds_until_the_next_is_durable",),
     ),
@@ -246,10 +246,10 @@ MUTATIONS = (
     Mutation(
         "holes-punched-into-a-commit",
         "snapctl/storage/spacemap.py",
-        "            yield index, before & ~last & ~now & ~self._pins.bits(index)\n",
-        "            yield index, before & ~now & ~self._pins.bits(index)\n",
-        "Room is given back to the file system that the commit in the other slot still needs.",
-        (COMMIT + "room_freed_in_long_runs_goes_back_to_the_file_system_once_no_slot_needs_it",),
+        "            free = idle[index] & ~self._busy(index, self._bitmap(index))\n",
+        "            free = idle[index]\n",
+        "Room is given back to the file system that has been allocated again since it was free.",
+        (SPACE_MAP + "of_what_retires_some_is_kept_while_it_is_not_allocated_again",),
     ),
     Mutation(
         "preserved-more-than-once",

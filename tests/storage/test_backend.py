@@ -107,6 +107,14 @@ def test_sync_returns_when_all_is_well(file: FileBackend):
     file.sync_directory()
 
 
+def test_what_the_disk_has_begun_with_can_be_read_and_written_on(file: FileBackend):
+    file.write(0, [b"a" * 65536])
+    file.start_writing_out()
+    file.write(32768, [b"b" * 65536])
+    file.start_writing_out()
+    assert read(file, 0, 98304) == b"a" * 32768 + b"b" * 65536
+
+
 def test_create_refuses_a_name_that_is_taken_and_leaves_it(path: Path):
     path.write_bytes(b"precious")
     with pytest.raises(NameTaken, match="exists already"):
