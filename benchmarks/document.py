@@ -20,7 +20,7 @@ from benchmarks.measure import RATES, Comparison
 from benchmarks.results import Results, load
 from benchmarks.servers import SNAPCTL
 from benchmarks.serving import UNAFFECTED
-from benchmarks.show import figure, ratio
+from benchmarks.show import comparison_rows, figure, ratio
 from benchmarks.svg import Group, bars
 
 Row = Sequence[str]
@@ -68,8 +68,10 @@ def single_table(found: Sequence[Comparison]) -> str:
     """For each work a table of its own, with a row for each contender."""
     tables = []
     for one in found:
-        rows = [[name, figure(one.median(name)), " to ".join(map(figure, one.spread(name)))] for name in one.contenders]
-        tables.append(f"{_capital(one.work)}:\n\n{markdown(['', one.unit, 'rounds from, to'], rows)}")
+        columns = 4 if one.related else 3
+        rows = [row[:columns] for row in comparison_rows(one)]
+        headings = ["", one.unit, "from - to", f"{one.contenders[0]} / it"][:columns]
+        tables.append(f"{_capital(one.work)}:\n\n{markdown(headings, rows)}")
     return "\n\n".join(tables)
 
 
@@ -164,10 +166,10 @@ BLOCKS = (
     Block(
         "growth",
         "python -m benchmarks.growth",
-        ("growth-read", "growth-write", "growth-snapshot", "growth-trim", "memory", "metadata"),
-        table=single_table,
-        plot="Cost of an operation, little and much mapped",
+        ("growth-read", "growth-write", "growth-snapshot", "growth-trim"),
+        plot="Cost of an operation, much and little mapped",
     ),
+    Block("memory", "python -m benchmarks.growth", ("memory", "metadata"), table=single_table),
     Block(
         "bulk",
         "python -m benchmarks.bulk",
@@ -211,12 +213,13 @@ def plot(block: Block, results: Results) -> str:
         medians = {name: one.median(name) for name in one.contenders}
         lines = [(name, value, f"{figure(value)} {one.unit}") for name, value in medians.items()]
         groups.append(Group(_short(one.work), lines))
-    better = "longer is better" if found[0].unit in RATES else "shorter is better"
-    return bars(block.plot, f"beside the longest of each group; {better}", groups)
+    better = {"longer is better" if one.unit in RATES else "shorter is better" for one in found}
+    sense = better.pop() if len(better) == 1 else "of rates longer is better, of times shorter"
+    return bars(block.plot, f"beside the longest of each group; {sense}", groups)
 
 
 def _short(words: str) -> str:
-    return words if len(words) <= 44 else words[:43].rstrip(" ,") + "…"
+    return words if len(words) <= 56 else words[:55].rstrip(" ,") + "…"
 
 
 def render(text: str, results: Results, *, whole: bool, plots: str = "plots") -> str:

@@ -81,7 +81,7 @@ def growth(where: Setting) -> Iterator[Comparison]:
             stack.enter_context(server.running())
         for name, (work, measure) in works.items():
             cases = {contender: partial(measure, server, where, count(1)) for contender, server in servers.items()}
-            yield compare(name, work, MICROSECONDS, cases, where.rounds(3), warm_up=True, note=note)
+            yield compare(name, work, MICROSECONDS, cases, where.rounds(3), warm_up=not where.quick, note=note)
     servers[SMALL].file.unlink()
     yield memory(large, where)
     yield metadata(large, where)

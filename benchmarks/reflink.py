@@ -85,11 +85,11 @@ def reflink(where: Setting) -> Iterator[Comparison]:
         for server in servers:
             server.adopt(image)
             sync(server.file)
-        note = f"a volume of {format_size(2 * where.size)}, full"
+        note = f"a volume of {format_size(2 * where.size)}, full and not in use when the snapshot is taken"
         rounds = where.rounds(3)
         yield compare(
             "reflink-snapshot",
-            "taking a snapshot of a volume that nobody uses, as a process, made durable",
+            "a snapshot, taken by a process and made durable",
             MILLISECONDS,
             {server.name: partial(_taking, server) for server in servers},
             2 * rounds + 1,
@@ -101,7 +101,7 @@ def reflink(where: Setting) -> Iterator[Comparison]:
             stack.enter_context(server.running())
         yield compare(
             "reflink-overwrite",
-            "first overwrites after a snapshot, random 4 KiB, depth 32, a flush after each 256",
+            "first overwrites after it, random 4 KiB, a flush after each 256",
             OPERATIONS,
             {server.name: partial(_overwriting, server, where, count(1)) for server in servers},
             rounds,

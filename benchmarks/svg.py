@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-_WIDTH = 860
-_LEFT = 300
+_WIDTH = 920
+_LEFT = 380
 """Where the bars begin: before them stand the names of what was done."""
 _RIGHT = 130
 """Room behind the longest bar for its figure."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.results import load
 from tests.support.requires import needs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -67,6 +68,32 @@ def test_serving_compares_with_qemu_nbd_under_fio(tmp_path: Path):
     assert printed.count("\n  qemu-nbd, qcow2  ") == 1
     verdict = printed.partition("\nThe aims\n")[2]
     assert re.search(r"first-overwrite +snapctl / qemu-nbd, qcow2 +at least 4 +x [\d.]+ +(reached|missed)\n", verdict)
+
+
+def test_growth_compares_much_with_little_and_tells_of_memory(tmp_path: Path):
+    needs("fio", package="fio")
+
+    printed = figures("growth", tmp_path / "work", "--mapped", "16M", "--size", "1M", "--seconds", 0.1)
+
+    for name in ("growth-read", "growth-write", "growth-snapshot", "growth-trim", "memory", "metadata"):
+        assert re.search(rf"\n{name}: .*\n(  .*\n)+", printed), name
+    assert "\n  most in memory  " in printed
+
+
+def test_results_and_a_document_are_written_and_a_run_of_some_parts_leaves_the_own_one_alone(tmp_path: Path):
+    own = ROOT / "docs" / "performance.md"
+    before = own.read_bytes()
+
+    options = ("--quick", "--runs", 1, "--only", "startup", "--results", tmp_path / "out" / "results.json")
+    done = bench("benchmarks", *options)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert own.read_bytes() == before
+    assert list(load(tmp_path / "out" / "results.json").comparisons) == ["startup"]
+    written = (tmp_path / "out" / "results.md").read_text()
+    assert "\n| snapctl snapshot " in written
+    assert "- thoroughness: quick" in written
+    assert (tmp_path / "out" / "plots" / "startup.svg").exists()
 
 
 @pytest.mark.parametrize("module", ["bulk", "serving"])
