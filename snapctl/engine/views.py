@@ -68,6 +68,7 @@ def look_up_leaf(snapshot: Node, leaf_no: int) -> array[int] | None:
     """Look up all blocks under one leaf of a node side by side; returns as `Views.leaf`."""
     container, geometry = snapshot.container, snapshot.container.geometry
     fanout, start = geometry.fanout, leaf_no * geometry.fanout
+    end = (start + fanout) * geometry.block_size
     found = filled_table(fanout)
     # Sets of entries are numbers with a byte of ones for each. Who is asked last is popped first, so that those who
     # come to one node by several ways wait there for each other.
@@ -77,31 +78,41 @@ def look_up_leaf(snapshot: Node, leaf_no: int) -> array[int] | None:
         while waiting and most_steps:
             most_steps -= 1
             (node_id, limit), wanted = waiting.popitem()
-            wanted = _clip(found, wanted, limit - start * geometry.block_size, geometry.block_size)
+            if limit < end:
+                wanted = _clip(found, wanted, limit - start * geometry.block_size, geometry.block_size)
             node = container.by_id(node_id)
             leaf, word0, _, _ = node.tree.find(start)
-            kinds = kind_bytes(leaf.words, 0, fanout) if leaf else kind_bytes(array("Q", (word0, 0)), 0, 1) * fanout
             passed = 0
-            for run in _FOUND.finditer((int.from_bytes(kinds, "little") & wanted).to_bytes(fanout, "little")):
-                first, end = run.span()
-                kind = run[0][0]
-                wanted ^= _entries(first, end)
-                if kind == PASS:
-                    passed |= _entries(first, end)
-                elif kind in KINDS:
-                    words = leaf.words[2 * first : 2 * end] if leaf else array("Q", (word0, 0)) * (end - first)
-                    found[2 * first : 2 * end] = words
-                else:
-                    return None
-            for entries, parent in ((passed, _past_origin(node)), (wanted, node.parent)):
-                if entries and parent is not None:
-                    key = parent.id, min(limit, parent.size_bytes)
-                    waiting[key] = waiting.get(key, 0) | entries
-                else:
-                    _put_zeros(found, entries)
+            if leaf or word0:  # else the whole leaf is ABSENT, as in most nodes of a long chain
+                words = leaf.words if leaf else array("Q", (word0, 0)) * fanout
+                held = int.from_bytes(kind_bytes(words, 0, fanout), "little") & wanted
+                for run in _FOUND.finditer(held.to_bytes(fanout, "little")):
+                    first, last = run.span()
+                    wanted ^= _entries(first, last)
+                    if run[0][0] == PASS:
+                        passed |= _entries(first, last)
+                    elif run[0][0] in KINDS:
+                        found[2 * first : 2 * last] = words[2 * first : 2 * last]
+                    else:
+                        return None
+            if passed:
+                _send_on(waiting, found, passed, _past_origin(node), limit)
+            if wanted:
+                _send_on(waiting, found, wanted, node.parent, limit)
     except (Corruption, IoFailure):
         return None  # for whoever asks for a block that it hits
     return None if waiting else found
+
+
+def _send_on(
+    waiting: dict[tuple[int, int], int], found: array[int], entries: int, parent: Node | None, limit: int
+) -> None:
+    """Have entries looked up in a node further on; where there is none they are zeros."""
+    if parent is None:
+        _put_zeros(found, entries)
+        return
+    key = parent.id, min(limit, parent.size_bytes)
+    waiting[key] = waiting.get(key, 0) | entries
 
 
 def _past_origin(node: Node) -> Node | None:

@@ -22,7 +22,7 @@ from snapctl.engine.model import Cow, Kind
 from snapctl.errors import BadSize, IoFailure, NodeNotFound
 from snapctl.services import opening
 from snapctl.services.source import Source, cut, open_source
-from snapctl.services.target import CHUNK_BYTES, STANDARD, STANDARD_OUTPUT, Target, open_target
+from snapctl.services.target import CHUNK_BYTES, PIECE_BYTES, STANDARD, STANDARD_OUTPUT, Target, open_target
 
 if TYPE_CHECKING:
     from snapctl.engine.container import Container
@@ -34,8 +34,8 @@ Progress = Callable[[int, int | None], None]
 _WINDOW_BYTES = 1 << 30
 """How far an export looks ahead for data: what it finds is held in memory, together with the tables it is found in."""
 
-_WRITE_OUT_BYTES = 16 << 20
-"""How much an import writes before it has the disk begin with that, so that less is left for the commit to wait for."""
+_WRITE_OUT_BYTES = 8 << 20
+"""How much is written before the disk is told to begin with it, so that less is left for the end to wait for."""
 
 _TURN_SECONDS = 1.0
 """How long an export holds the lock before it lets writers have a turn, which costs it some hundredths of a second."""
@@ -157,16 +157,19 @@ def _import_stream(container: Container, name: str, source: Source, cow: Cow, pr
 def _export(node: Node, target: Target, wait_seconds: float, progress: Progress) -> int:
     """Copy a node's bytes, giving writers their turns if it is an RO snapshot."""
     name, size, container = node.name, node.size_bytes, node.container
-    buffer = memoryview(bytearray(min(size, target.chunk_bytes)))
-    done = written = 0
+    buffer = memoryview(bytearray(min(size, PIECE_BYTES)))
+    done = written = written_out = 0
     while done < size:
         turn_ends = time.monotonic() + _TURN_SECONDS
-        for ranges in _ranges(node, done, target):
-            start, done = ranges[0][0], ranges[-1][1]
-            node.read_into(start, buffer[: done - start])
-            for begin, end in ranges:
-                target.put(begin, buffer[begin - start : end - start])
-                written += end - begin
+        for begin, end in _ranges(node, done, target):
+            piece = buffer[: end - begin]
+            node.read_into(begin, piece)
+            target.put(begin, piece)
+            written += len(piece)
+            done = end
+            if done - written_out >= _WRITE_OUT_BYTES:
+                target.write_out(written_out, done - written_out)
+                written_out = done
             progress(done, size)
             if node.kind is Kind.RO and done < size and time.monotonic() >= turn_ends:
                 break
@@ -180,28 +183,15 @@ def _export(node: Node, target: Target, wait_seconds: float, progress: Progress)
     return written
 
 
-def _ranges(node: Node, start: int, target: Target) -> Iterator[list[tuple[int, int]]]:
-    """Yield what there is to write from `start` on as (begin, end), those of one chunk together."""
-    chunk_bytes = target.chunk_bytes
+def _ranges(node: Node, start: int, target: Target) -> Iterator[tuple[int, int]]:
+    """Yield what there is to write from `start` on as (begin, end), cut at the multiples of `PIECE_BYTES`."""
     if not target.is_sparse:
-        yield from ([piece] for piece in cut(start, node.size_bytes, chunk_bytes))
+        yield from cut(start, node.size_bytes, PIECE_BYTES)
         return
-    ranges: list[tuple[int, int]] = []
-    for begin, end in _data(node, start, chunk_bytes):
-        if ranges and begin // chunk_bytes != ranges[0][0] // chunk_bytes:
-            yield ranges
-            ranges = []
-        ranges.append((begin, end))
-    if ranges:
-        yield ranges
-
-
-def _data(node: Node, start: int, chunk_bytes: int) -> Iterator[tuple[int, int]]:
-    """Yield what is not zeros from `start` on as (begin, end), cut at the ends of chunks."""
     for window, window_end in cut(start, node.size_bytes, _WINDOW_BYTES):
         for extent in node.extents(window, window_end - window):
             if not extent.is_zero:
-                yield from cut(extent.offset_bytes, extent.offset_bytes + extent.length_bytes, chunk_bytes)
+                yield from cut(extent.offset_bytes, extent.offset_bytes + extent.length_bytes, PIECE_BYTES)
 
 
 def _check_standard(fd: int, name: str) -> None:

@@ -170,8 +170,8 @@ MUTATIONS = (
     Mutation(
         "view-beyond-the-end-of-a-parent",
         "snapctl/engine/views.py",
-        "                    key = parent.id, min(limit, parent.size_bytes)\n",
-        "                    key = parent.id, limit\n",
+        "    key = parent.id, min(limit, parent.size_bytes)\n",
+        "    key = parent.id, limit\n",
         "A damaged or forged size shows through others what it has no right to.",
         ("tests/engine/test_hostile_container.py::test_nothing_is_seen_through_a_parent_beyond_its_end",),
     ),

@@ -28,7 +28,7 @@ from snapctl.errors import (
     SnapctlError,
     UsageError,
 )
-from snapctl.services import target, transfer
+from snapctl.services import transfer
 from snapctl.services.transfer import export_node, import_volume
 from tests.support.images import allocated_bytes, noise, sparse_file
 
@@ -495,7 +495,7 @@ def writer_during_export(box: Path, work: str) -> Iterator[transfer.Progress]:
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have an export let writers in after each of many pieces."""
     monkeypatch.setattr(transfer, "_TURN_SECONDS", 0.0)
-    monkeypatch.setattr(target, "CHUNK_BYTES", 64 << 10)
+    monkeypatch.setattr(transfer, "PIECE_BYTES", 64 << 10)
 
 
 @pytest.mark.usefixtures("short_turns")

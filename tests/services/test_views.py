@@ -199,7 +199,7 @@ def test_several_views_keep_their_own_states_to_the_end(tmp_path: Path, block_si
         for _ in range(3):
             backend = opening.open_file(str(lab), 5.0)
             container = Container.adopt(backend, writable=False)
-            views.append((backend, container, container["db"].read(0, SIZE)))
+            views.append((backend, container, bytes(container["db"].read(0, SIZE))))
             server.wait(2)
         for backend, container, seen in views:
             server.wait(1)
@@ -220,8 +220,7 @@ def test_a_long_read_of_a_snapshot_renews_its_view_and_lets_go_of_the_old_one(
 ):
     for module in (transfer, scrub_live):
         monkeypatch.setattr(module, "_TURN_SECONDS", 0.0)
-    monkeypatch.setattr(transfer, "CHUNK_BYTES", 64 * KIB)
-    monkeypatch.setattr("snapctl.services.target.CHUNK_BYTES", 64 * KIB)
+    monkeypatch.setattr("snapctl.services.transfer.PIECE_BYTES", 64 * KIB)
     monkeypatch.setattr(storage_view, "RENEWAL_SECONDS", 0.0)
     target, states, descriptors = tmp_path / "out", set[int](), set[int]()
     take = ViewBackend._take
@@ -246,7 +245,7 @@ def test_a_snapshot_that_is_deleted_during_its_export_is_missed_at_the_next_view
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(transfer, "_TURN_SECONDS", 0.0)
-    monkeypatch.setattr("snapctl.services.target.CHUNK_BYTES", 64 * KIB)
+    monkeypatch.setattr("snapctl.services.transfer.PIECE_BYTES", 64 * KIB)
     monkeypatch.setattr(storage_view, "RENEWAL_SECONDS", 0.0)
     told = iter([True])
 
@@ -409,7 +408,7 @@ def test_a_server_that_stops_in_the_midst_of_a_command_makes_it_fail_with_exit_c
     lab: Path, command: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ):
     assert ViewEnded.exit_code == 1
-    monkeypatch.setattr("snapctl.services.target.CHUNK_BYTES", 64 * KIB)
+    monkeypatch.setattr("snapctl.services.transfer.PIECE_BYTES", 64 * KIB)
     told = iter([True])
     with served_by_process(lab) as server:
 
