@@ -364,6 +364,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._transport = transport
         self._outlet = Outlet(transport)
+        self._is_deaf = False
         left, self._left = self._left, b""
         self._negotiate(None)
         self._use(left, len(left))

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
-from time import perf_counter_ns
 from typing import Protocol
 
-from snapctl.errors import SnapctlError
 from snapctl.services.nbd.requests import Request
 from snapctl.storage.backend import FileBackend
 
@@ -21,17 +20,15 @@ _MAX_THREADS = 16
 _JOBS_PER_THREAD = 2
 """Another thread begins when those there are have more than this many jobs each."""
 
-_TURN_NANOSECONDS = 2_000_000
-
 
 class Reader(Protocol):
     """Somebody who wants to read what is not in memory."""
 
     def fetched(self, request: Request, tries: int) -> None:
-        """Read again: what was missing has been fetched, or could not be."""
+        """Take note that what was missing has been fetched, or could not be."""
 
     def settle(self) -> None:
-        """Send what was read, as nothing more is fetched just now."""
+        """Read again, as no more has been fetched just now."""
 
 
 class Fetcher:
@@ -71,28 +68,20 @@ class Fetcher:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             offset, length, reader, request, tries = job
-            try:
+            with suppress(Exception):  # whoever reads it meets the error, and tells
                 self.backend.warm(offset, length)
-            except SnapctlError:
-                pass  # whoever reads it meets the error, and tells
-            finally:
-                self._fetched.append((reader, request, tries))
-                if not self._is_told:
-                    self._is_told = True
-                    self._loop.call_soon_threadsafe(self._tell)
+            self._fetched.append((reader, request, tries))
+            if not self._is_told:
+                self._is_told = True
+                self._loop.call_soon_threadsafe(self._tell)
 
     def _tell(self) -> None:
         self._is_told = False  # before the first look: what comes in later is told of again
-        began_ns = perf_counter_ns()
         readers: set[Reader] = set()
-        fetched = self._fetched
-        while fetched:
-            reader, request, tries = fetched.popleft()
+        while self._fetched:
+            reader, request, tries = self._fetched.popleft()
             self._under_way -= 1
             readers.add(reader)
             reader.fetched(request, tries)
-            if perf_counter_ns() - began_ns > _TURN_NANOSECONDS:
-                self._loop.call_soon(self._tell)
-                break
         for reader in readers:
             reader.settle()
