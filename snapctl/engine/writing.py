@@ -351,8 +351,8 @@ def _enter(
     birth = (transaction & CHECKSUM_MASK) << BIRTH_SHIFT
     if isinstance(entries, range):
         low, high = 2 * entries.start, 2 * entries.stop
-        words[low:high:2] = array("Q", map(PAGE_WORD.__or__, pages))
-        words[low + 1 : high : 2] = array("Q", map(birth.__or__, checksums))
+        words[low:high:2] = array("Q", [PAGE_WORD | page_no for page_no in pages])
+        words[low + 1 : high : 2] = array("Q", [birth | checksum for checksum in checksums])
         return
     for entry, page_no, checksum in zip(entries, pages, checksums, strict=True):
         words[2 * entry] = PAGE_WORD | page_no

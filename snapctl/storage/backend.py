@@ -261,7 +261,7 @@ class FileBackend:
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """See `Backend`."""
         for start in range(0, len(buffers), _IOV_MAX):
-            batch = buffers[start : start + _IOV_MAX]
+            batch = buffers if len(buffers) <= _IOV_MAX else buffers[start : start + _IOV_MAX]
             length = sum(map(len, batch))
             while length:
                 try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
 from snapctl.errors import Corruption
@@ -10,7 +9,8 @@ from snapctl.errors import Corruption
 _WAS_SET = "a page that is in use was to be allocated; run check"
 WAS_CLEAR = "a page that is free was to be freed; run check"
 """What is wrong where a bit is not set that should be."""
-_NOT_ZERO = re.compile(rb"[^\0]+")
+_STRIDE = 64
+"""Bytes of a bitmap that are looked through at a stroke."""
 _SET_BITS = [[bit for bit in range(8) if value >> bit & 1] for value in range(256)]
 
 
@@ -63,10 +63,14 @@ def starts(bits: int, length: int, count: int) -> Iterator[int]:
     """Where among the lowest `length` bits runs of `count` set ones begin, in order and apart from each other."""
     page = _first_bits(bits & ((1 << length) - 1), count).to_bytes(-(-length // 8), "little")
     end = 0
-    for some in _NOT_ZERO.finditer(page):
-        for at in range(*some.span()):
-            for bit in _SET_BITS[page[at]]:
-                start = 8 * at + bit
+    for low in range(0, len(page), _STRIDE):
+        some = page[low : low + _STRIDE]
+        if any(some):
+            found = [8 * (low + at) + bit for at, value in enumerate(some) if value for bit in _SET_BITS[value]]
+            if count == 1:
+                yield from found
+                continue
+            for start in found:
                 if start >= end:
                     yield start
                     end = start + count

@@ -126,8 +126,35 @@ class PageFile:
             NoSpace: the file system is full; the container stays usable.
             IoFailure: any other refusal, which poisons.
         """
-        if self._adopted is not None or self._failure is not None:
-            self.rewrite_adopted()
+        self.rewrite_adopted()
+        self._put(page_no, buffers)
+
+    def write_pages(self, page_nos: Sequence[int], pages: Sequence[Buffer], together: Buffer | None = None) -> None:
+        """Write pages of one size, joining those that follow each other on disk into one call; raises as `write_run`.
+
+        Args:
+            page_nos: where they go, in ascending order to have many joined.
+            pages: their bytes.
+            together: the same bytes as one buffer, if they are one.
+        """
+        if not page_nos:
+            return
+        self.rewrite_adopted()
+        size, count = len(pages[0]), len(page_nos)
+        step = size // self.geometry.unit
+        first, is_run = page_nos[0], False
+        if page_nos[-1] - first == (count - 1) * step:
+            is_run = list(page_nos) == list(range(first, first + count * step, step))
+        start = 0
+        while start < count:
+            stop = count if is_run else start + 1
+            while stop < count and page_nos[stop] == page_nos[stop - 1] + step:
+                stop += 1
+            run = pages[start:stop] if together is None else [memoryview(together)[start * size : stop * size]]
+            self._put(page_nos[start], run)
+            start = stop
+
+    def _put(self, page_no: int, buffers: Sequence[Buffer]) -> None:
         if page_no < self.geometry.first_page:
             raise Corruption(f"a write to page {page_no}, in the superblock area, was refused", page_no=page_no)
         offset = page_no * self.geometry.unit
@@ -150,30 +177,6 @@ class PageFile:
         except IoFailure as error:
             self._failure = str(error)
             raise
-
-    def write_pages(self, page_nos: Sequence[int], pages: Sequence[Buffer], together: Buffer | None = None) -> None:
-        """Write pages of one size, joining those that follow each other on disk into one call; raises as `write_run`.
-
-        Args:
-            page_nos: where they go, in ascending order to have many joined.
-            pages: their bytes.
-            together: the same bytes as one buffer, if they are one.
-        """
-        if not page_nos:
-            return
-        size, count = len(pages[0]), len(page_nos)
-        step = size // self.geometry.unit
-        first, is_run = page_nos[0], False
-        if page_nos[-1] - first == (count - 1) * step:
-            is_run = list(page_nos) == list(range(first, first + count * step, step))
-        start = 0
-        while start < count:
-            stop = count if is_run else start + 1
-            while stop < count and page_nos[stop] == page_nos[stop - 1] + step:
-                stop += 1
-            run = pages[start:stop] if together is None else [memoryview(together)[start * size : stop * size]]
-            self.write_run(page_nos[start], run)
-            start = stop
 
     def write_superblock(self, slot: int, page: bytes, *, one_by_one: bool = False) -> None:
         """Write both copies of a slot.
