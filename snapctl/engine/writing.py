@@ -336,6 +336,8 @@ def _write_mixed(
     """
     pages, unused = node.container.pages, iter(fresh)
     found = [page_no if (page_no := words[2 * entry] & PAGE_MASK) in again else next(unused) for entry in entries]
+    if next(unused, None) is not None:
+        raise Corruption(f"{node.name}: two entries of a table lead to one page; run check", node=node.name)
     is_fresh = [page_no not in again for page_no in found]
     pages.write_pages(fresh, list(compress(blocks, is_fresh)))
     present = sorted((page_no, i) for i, page_no in enumerate(found) if page_no in again)

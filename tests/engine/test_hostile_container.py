@@ -103,6 +103,26 @@ def test_a_page_that_the_map_has_as_free_is_not_written_over():
     assert backend.data[page * 512 : page * 512 + 3] == b"xxx"
 
 
+def test_a_page_of_the_open_transaction_that_two_entries_lead_to_is_not_written_over():
+    """A forged table says so, of a page that a forged map has as free."""
+    backend = MemoryBackend()
+    container = small_container(backend)
+    volume = container.create_volume("db", 40 * 512)
+    container.commit()
+    volume.write(0, b"x" * 1024)
+    container.commit()
+    table = damage.find(backend, "db", "third table")
+    first = damage.pointers(backend, table)[0]
+    damage.forge_entry(backend, table, 1, first)
+    damage.forge_use(backend, first.page_no, in_use=False)
+    volume = Container.adopt(backend)["db"]
+    volume.write(2 * 512, b"y" * 38 * 512)
+    assert backend.data[first.page_no * 512] == ord("y")
+    with pytest.raises(Corruption, match="two entries"):
+        volume.write(0, b"z" * 1024)
+    assert volume.read(2 * 512, 38 * 512) == b"y" * 38 * 512
+
+
 def test_the_commit_before_is_the_one_in_the_other_slot():
     """Not what the adopted superblock's own slot has in its other copy, which the first write makes away with."""
     backend = with_snapshots()
