@@ -150,9 +150,9 @@ class Server(ABC):
         """Put it under load; see `fio.load`."""
         return load(self.uri(export), self._report, *words, seconds=seconds, ramp=ramp, seed=seed)
 
-    def warm(self, export: str | None = None) -> None:
-        """Read everything once, or as much as half a minute allows."""
-        self.load("--rw=read", "--bs=1M", "--iodepth=8", "--runtime=30", export=export)
+    def warm(self, export: str | None = None, *, most_seconds: int = 30) -> None:
+        """Read everything once, or as much as the time allows."""
+        self.load("--rw=read", "--bs=1M", "--iodepth=8", f"--runtime={most_seconds}", export=export)
 
     def settle(self) -> None:
         """Have it write out what it was given, so that it does not do so while the next is measured."""

@@ -206,7 +206,7 @@ def large_and_warm(
     with ExitStack() as stack:
         for server in pair:
             stack.enter_context(server.running())
-            server.warm()
+            server.warm(most_seconds=100)
         missing = {name: why for name, why in missing.items() if name != NBDKIT}
         for job in (job for job in JOBS if job.name in {"random-read-4k", "random-write-4k"}):
             cases = {server.name: partial(piece, server, job, where, count(1)) for server in pair}
