@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import signal
@@ -158,6 +159,7 @@ async def _start(options: _Options, stack: AsyncExitStack) -> Server:
     live = await LiveContainer.open(
         options.container, writable=not options.read_only, wait_seconds=options.wait_seconds
     )
+    gc.freeze()  # what is there now stays, and need not be looked through again and again
     stack.push_async_callback(live.close)
     _check_exports(live, options.exports)
     exports = Exports(live, only=options.exports, read_only=options.read_only)
