@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 NOWHERE = -1
 """The hops of what was not found."""
 _WINDOW_LEAVES = 256
-"""Leaves that a walk over extents may hold in memory."""
+"""Leaves of each node on the way that a walk over extents may hold in memory."""
 
 
 class Piece(NamedTuple):
@@ -217,11 +217,20 @@ def extents(node: Node, offset: int, length: int) -> Iterator[Extent]:
 
 
 def resolve_by_windows(node: Node, start: int, stop: int) -> Iterator[Piece]:
-    """As `resolve`, in parts between which the tables that were read can be forgotten."""
-    step = _WINDOW_LEAVES * node.container.geometry.fanout
-    for first in range(start, stop, step):
-        node.container.relieve(may_write=False)
-        yield from resolve(node, first, min(stop, first + step))
+    """As `resolve`, in parts between which the tables that were read can be forgotten.
+
+    A part without many tables may be of any length: what costs is to pass all nodes of a long chain, once for each.
+    """
+    container = node.container
+    while start < stop:
+        container.relieve(may_write=False)
+        least = start + _WINDOW_LEAVES * container.geometry.fanout
+        most_tables = container.pages.resident_tables + _WINDOW_LEAVES
+        for piece in resolve(node, start, stop):
+            yield piece
+            start = piece.stop
+            if start >= least and container.pages.resident_tables >= most_tables:
+                break
 
 
 def resolve(node: Node, start: int, stop: int) -> Iterator[Piece]:
@@ -260,9 +269,11 @@ def resolve(node: Node, start: int, stop: int) -> Iterator[Piece]:
 def _look_up(piece: Piece) -> Iterator[Piece]:
     """Resolve a piece one hop further, in the tables of its owner; neighbours without data are joined."""
     joined: Piece | None = None
+    pages = piece.owner.container.pages
+    most_tables = pages.resident_tables + _WINDOW_LEAVES
     for found in _entries(piece):
         if joined is not None:
-            if found.words is None and joined[2:] == found[2:]:
+            if found.words is None and joined[2:] == found[2:] and pages.resident_tables < most_tables:
                 joined = joined._replace(stop=found.stop)
                 continue
             yield joined

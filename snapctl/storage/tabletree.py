@@ -18,6 +18,7 @@ from functools import cache
 from typing import Protocol
 
 from snapctl.errors import Corruption, DamagedTable
+from snapctl.format.geometry import POINTER_BYTES
 from snapctl.format.pointer import (
     ABSENT,
     KIND_SHIFT,
@@ -150,7 +151,11 @@ class TableTree:
         """
         position = start
         while position < stop:
-            leaf, word0, base, span = self.find(position)
+            leaf, word0, base, span, above = self._descend(position)
+            if leaf is None and not word0:
+                # Most of the tables of a long chain is ABSENT, which is told of all entries up to the next at a stroke.
+                rest = above.words[2 * (base // span % self.fanout) :].tobytes()
+                span *= max(1, (len(rest) - len(rest.lstrip(b"\0"))) // POINTER_BYTES)
             end = min(stop, base + span)
             yield position, end, leaf, word0
             position = end
@@ -165,10 +170,16 @@ class TableTree:
         Raises:
             DamagedTable: a table on the way cannot be read as such.
         """
+        return self._descend(index)[:4]
+
+    def _descend(self, index: int) -> tuple[Table | None, int, int, int, Table]:
+        """As `find`, and the last table that was passed."""
         fanout = self.fanout
-        leaf: Table | None = self.root
+        above = self.root
+        leaf: Table | None = above
         span, base, word0 = self.capacity, 0, 0
         while leaf is not None and span > fanout:
+            above = leaf
             span //= fanout
             entry = (index - base) // span
             base += entry * span
@@ -177,7 +188,7 @@ class TableTree:
                 leaf = self.child(leaf, entry)
             except Corruption as error:
                 raise DamagedTable(str(error), start=base, stop=base + span, page_no=error.page_no) from error
-        return leaf, word0, base, span
+        return leaf, word0, base, span, above
 
     def resident_words(self, index: int) -> array[int] | None:
         """The words of the last-level table that holds `index`, if every table on the way is in memory.
