@@ -67,6 +67,22 @@ def test_an_overwrite_after_a_snapshot_moves_no_old_data(container: Container, b
     assert backend.written_bytes == 4 * MIB
 
 
+def test_a_long_chain_is_passed_once_for_all_that_none_of_it_has(backend: RecordingBackend) -> None:
+    """Though hardly any tables are kept, so that whoever passes it once more reads them once more."""
+    container = Container.format(backend, Geometry(512, 4096))
+    volume = container.create_volume("db", container.max_volume_bytes)
+    volume.write(0, noise(512))
+    for number in range(40):
+        container.snapshot(f"db@s{number}")
+    container.commit()
+    container.most_resident_tables = 4
+    container.relieve(may_write=False)
+    backend.forget()
+    size = volume.size_bytes
+    assert list(container["db@s0"].extents()) == [Extent(0, 512, is_zero=False), Extent(512, size - 512, is_zero=True)]
+    assert backend.calls["read_into"] == 40 + 3
+
+
 def test_trimming_a_terabyte_costs_tables_not_blocks(backend: RecordingBackend) -> None:
     container = Container.format(backend, Geometry(4096, 16384))
     container.create_volume("db", 1 << 40)
