@@ -5,6 +5,7 @@
 #   HYPOTHESIS_PROFILE=long make test            many more, and random, examples (see tests/conftest.py)
 #   make crash-search N=100000 SEED=1            one of the searches (docs/reliability.md), longer than by default
 #   make crash-search LIVE=1                     the same for containers that many clients use at once
+#   make crash-search LOG=1                      the same for what is flushed to logs
 #   make bench BENCH_ARGS='--only pause'         some of the measurements (docs/performance.md)
 
 PYTHON ?= python3
@@ -14,6 +15,7 @@ N ?=
 SECONDS ?=
 SEED ?=
 LIVE ?=
+LOG ?=
 QUICK ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
@@ -56,7 +58,7 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 crash-search: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m tests.reliability.crash_search $(or $(N),20000) $(if $(LIVE),--live) $(if $(SEED),--seed $(SEED)) \
+	$(VENV)/bin/python -m tests.reliability.crash_search $(or $(N),20000) $(if $(LIVE),--live) $(if $(LOG),--log) $(if $(SEED),--seed $(SEED)) \
 	    $(if $(filter-out auto,$(JOBS)),--jobs $(JOBS))
 
 fault-search: $(VENV)/.installed-dev

@@ -154,7 +154,7 @@ def change_of(container: Session, known: Collection[int], entry: Entry, data: me
         Corruption: it cannot be.
     """
     node = container.by_id(entry.node) if entry.node in known else None
-    if fault := fault_of(entry, None if node is None else node.kind, container.superblock.next_node_id):
+    if fault := fault_of(entry, None if node is None else node.kind):
         raise Corruption(fault)
     if node is None:
         return None
@@ -168,18 +168,8 @@ def change_of(container: Session, known: Collection[int], entry: Entry, data: me
     return Change(node, [], leaves)
 
 
-def fault_of(entry: Entry, kind: Kind | None, next_node_id: int) -> str | None:
-    """Why an entry of a log cannot be; None if it can.
-
-    A commit that has not taken in what was logged may have deleted a volume, or made it smaller (`Session.keep_log`).
-
-    Args:
-        entry: the entry.
-        kind: of its node; None if there is none.
-        next_node_id: the id that the next node gets.
-    """
-    if kind is None and not 0 < entry.node < next_node_id:
-        return f"changes node {entry.node}, which never was"
+def fault_of(entry: Entry, kind: Kind | None) -> str | None:
+    """Why an entry of a log cannot be for a node of a kind, or for one that is not there any more; None if it can."""
     return f"changes node {entry.node}, a read-only snapshot" if kind is Kind.RO else None
 
 

@@ -174,8 +174,8 @@ class PageFile:
         self.check_usable()
         try:
             self.backend.write(offset, buffers)
-        except IoFailure as error:
-            self._failure = str(error)
+        except IoFailure as failure:
+            self._failure = str(failure)
             raise
 
     def write_superblock(self, slot: int, page: bytes, *, one_by_one: bool = False) -> None:

@@ -68,6 +68,7 @@ PAGES = "tests/storage/test_pages.py::test_"
 SPACE_MAP = "tests/storage/test_spacemap.py::test_"
 TABLE_TREE = "tests/storage/test_tabletree.py::test_"
 READING = "tests/engine/test_reading.py::test_"
+LOG = "tests/storage/test_log.py::test_"
 LIVE = "tests/services/live/test_live_container.py::test_"
 
 MUTATIONS = (
@@ -333,6 +334,38 @@ MUTATIONS = (
         "    return (current, raws)\n",
         "One damaged page of the snapshot list costs the volumes in it, although the commit before has them whole.",
         (REPAIR + ".py::test_of_two_lists_the_one_that_is_whole_is_gone_back_to",),
+    ),
+    Mutation(
+        "log-record-believed-unverified",
+        "snapctl/format/logrecord.py",
+        "    if crc32c(body, crc32c(log[offset : offset + _HEADER.size])) != checksum:\n",
+        "    if False:\n",
+        "What a crash left of a flush in flight is taken for the whole of it.",
+        (LOG + "a_last_record_that_is_not_whole_never_happened",),
+    ),
+    Mutation(
+        "log-record-of-another-commit",
+        "snapctl/format/logrecord.py",
+        "    if (magic, found_key, found_index) != (LOG_MAGIC, key, index) or",
+        "    if (magic, found_index) != (LOG_MAGIC, index) or",
+        "What commits have replaced since comes back from the log after a crash.",
+        (LOG + "a_commit_empties_the_log",),
+    ),
+    Mutation(
+        "flush-to-the-log-without-a-sync",
+        "snapctl/storage/log.py",
+        "        self._pages.sync()\n        self.is_synced = True\n",
+        "        self.is_synced = True\n",
+        "What a client was told is flushed is gone after a power cut.",
+        (LOG + "a_flush_is_one_write_and_one_sync",),
+    ),
+    Mutation(
+        "damaged-log-taken-for-a-torn-one",
+        "snapctl/storage/log.py",
+        "    if any(is_later(",
+        "    if None and any(is_later(",
+        "A damaged record and all flushes after it are dropped without a word, and older data is shown for theirs.",
+        (LOG + "a_damaged_record_with_others_behind_it_is_no_torn_one",),
     ),
     Mutation(
         "flush-that-does-not-wait",

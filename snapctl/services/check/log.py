@@ -34,6 +34,6 @@ def check_log(backend: Backend, current: Superblock, nodes: Mapping[int, NodeRec
     for record in logged.records:
         for entry in record.entries:
             kind = nodes[entry.node].kind if entry.node in nodes else None
-            if fault := fault_of(entry, kind, current.next_node_id):
+            if fault := fault_of(entry, kind):
                 findings.corruption(_WHERE, fault)
     return len(logged.records)

@@ -192,7 +192,7 @@ def _read_log(
     for record in logged.records:
         for entry, data in record.parts(base.geometry.block_size):
             kind = nodes[entry.node].kind if entry.node in nodes else None
-            if fault := fault_of(entry, kind, base.next_node_id):
+            if fault := fault_of(entry, kind):
                 faults[fault] = None
             elif kind is not None:
                 kept.append((entry, data))
