@@ -24,6 +24,7 @@ FOUND_SOON = {
     "zeros_over_what_was_written_after": 9,
     "a_pin_that_keeps_nothing": 11,
     "a_waiter_is_forgotten": 1,
+    "only_the_first_logged_flush_is_applied": 1,
 }
 """Seeds at which the search finds them soon; from others it takes up to some ten histories."""
 

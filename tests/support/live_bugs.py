@@ -108,6 +108,15 @@ def a_waiter_is_forgotten() -> AbstractContextManager[None]:
     return replaced(Cache, "_tell_of_room", nobody)
 
 
+def only_the_first_logged_flush_is_applied() -> AbstractContextManager[None]:
+    """Of what the log has, the next commit takes in no more than the first record."""
+
+    def forgetful(_generation: Generation, _newer: Generation) -> None:
+        pass
+
+    return replaced(Generation, "cover", forgetful)
+
+
 LIVE_BUGS = {
     bug.__name__: bug
     for bug in (
@@ -118,5 +127,6 @@ LIVE_BUGS = {
         zeros_over_what_was_written_after,
         a_pin_that_keeps_nothing,
         a_waiter_is_forgotten,
+        only_the_first_logged_flush_is_applied,
     )
 }

@@ -23,7 +23,7 @@ from snapctl.errors import IoFailure, SnapctlError
 from snapctl.format.geometry import Geometry
 from snapctl.services.live import cache as live_cache
 from snapctl.services.live.container import LiveContainer
-from snapctl.storage.store import Pinned
+from snapctl.storage.store import Pinned, Store
 from tests.support.backends import MemoryBackend, Stopped
 from tests.support.crashes import Fate
 from tests.support.histories import Finding, History, Known
@@ -301,7 +301,8 @@ class LiveHistory(History):
         pinned, state = self._pins.pop(self._chance.randrange(len(self._pins)))
         image = pinned.area + bytes(self._machine.data[len(pinned.area) :])
         try:
-            found = self._judge.know(Container.adopt(MemoryBackend(image), writable=False))
+            # Like a view, it stands for a commit, though its log may have gone on.
+            found = self._judge.know(Container(Store.adopt(MemoryBackend(image), writable=False)))
         except SnapctlError as error:
             raise Finding(self._where(f"a view cannot be read: {error}")) from error
         if found != state:
