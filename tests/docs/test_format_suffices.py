@@ -14,6 +14,7 @@ import pytest
 
 from snapctl import Container, Cow
 from tests.docs.markdown import section, table, text_of, unquoted
+from tests.support.containers import change_of_blocks
 
 DOCUMENT = text_of("docs/format.md")
 
@@ -24,6 +25,7 @@ def fields_of(heading: str) -> dict[str, slice]:
 
 
 SUPERBLOCK, POINTER, RECORD = (fields_of(heading) for heading in ("Superblock", "Pointer", "Node record"))
+LOG_RECORD, LOG_ENTRY = (fields_of(heading) for heading in ("Log record", "Log entry"))
 COPIES = [
     int(row["offset"])
     for row in table(section(DOCUMENT, "The file"), columns="offset,size,what")
@@ -85,6 +87,35 @@ class Reader:
         self.unit = min(self.block_size, self.table_size)
         self.fanout = self.table_size // 16
         self.records = dict(self.read_records())
+        self.logged: dict[tuple[int, int], bytes] = {}
+        if number(self.superblock, SUPERBLOCK["incompatible"]) & 1:
+            self.read_log()
+
+    def read_log(self) -> None:
+        """What volumes read as by the log, block by block."""
+        sector, index = min(self.unit, 4096), 0
+        start = number(self.superblock, SUPERBLOCK["log_page"]) * self.unit
+        log = self.file[start : start + number(self.superblock, SUPERBLOCK["log_pages"]) * self.unit]
+        while True:
+            length, count = number(log, LOG_RECORD["length_bytes"]), number(log, LOG_RECORD["entries"])
+            record, checksum = log[:length], LOG_RECORD["checksum"]
+            if (
+                log[LOG_RECORD["magic"]] != b"SNAPLOG\0"
+                or log[LOG_RECORD["key"]] != self.superblock[SUPERBLOCK["log_key"]]
+                or number(log, LOG_RECORD["index"]) != index
+                or length > len(log)
+                or crc32c(record[: checksum.start] + record[checksum.stop :]) != number(log, checksum)
+            ):
+                return
+            data = -(-(40 + 32 * count) // sector) * sector
+            for at in range(40, 40 + 32 * count, 32):
+                entry = {name: number(log[at : at + 32], field) for name, field in LOG_ENTRY.items()}
+                for block_no in range(entry["start"], entry["stop"]):
+                    block = bytes(self.block_size)
+                    if entry["kind"] == 1:
+                        block, data = log[data : data + self.block_size], data + self.block_size
+                    self.logged[entry["node"], block_no] = block
+            log, index = log[length:], index + 1
 
     def page(self, pointer: bytes, size: int) -> bytes:
         """What a pointer points at, its units noted as used once."""
@@ -161,7 +192,10 @@ class Reader:
 
     def content(self, node: Record) -> bytes:
         blocks = -(-node.size // self.block_size)
-        return b"".join(self.read(node, block_no) for block_no in range(blocks))[: node.size]
+        return b"".join(
+            self.logged[node.id, block_no] if (node.id, block_no) in self.logged else self.read(node, block_no)
+            for block_no in range(blocks)
+        )[: node.size]
 
     def full_name(self, node: Record) -> str:
         return f"{self.records[node.origin].name}@{node.name}" if node.kind == RO else node.name
@@ -200,6 +234,26 @@ def test_every_node_is_found_with_its_bytes(path: Path):
         assert found == {node.name: node.read(0, node.size_bytes) for node in lab.nodes}
     assert number(reader.superblock, SUPERBLOCK["node_count"]) == len(found)
     assert len(set(found.values())) > 4
+
+
+def test_every_node_is_found_with_what_a_dead_server_has_left_in_the_log(path: Path):
+    lab = Container.open(str(path), writable=True)
+    lab.make_log()
+    lab.commit()
+    size = lab.block_size
+    for start, blocks, zeros in ((0, range(3), []), (2, (5, 40, 41), [(1, 2), (30, 45)]), (5, (2, 89_900 // size), [])):
+        changes = [
+            change_of_blocks(lab[name], {number: bytes([start + number]) * size for number in blocks}, zeros)
+            for name in ("db", "dev")
+        ]
+        assert lab.log(changes)
+        lab.sync_log()
+    lab.close()
+    reader = Reader(path)
+    found = {reader.full_name(node): reader.content(node) for node in reader.records.values()}
+    with Container.open(str(path)) as lab:
+        assert lab.replayed_records == 3
+        assert found == {node.name: node.read(0, node.size_bytes) for node in lab.nodes}
 
 
 def test_records_tell_what_the_engine_says(path: Path):

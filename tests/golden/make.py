@@ -22,6 +22,7 @@ from snapctl.engine.model import Cow
 from snapctl.engine.node import Node
 from snapctl.errors import DataLost
 from snapctl.format.geometry import Geometry
+from snapctl.format.logrecord import DATA, ZEROS, Entry, build
 from snapctl.format.pointer import LOST_WORD, Pointer
 from snapctl.format.record import NAME_BYTES, State
 from tests.support import damage
@@ -280,10 +281,42 @@ def default_sizes() -> MemoryBackend:
     return backend
 
 
+def logged_flushes() -> MemoryBackend:
+    """What a server that was killed leaves: a log with records that nobody has applied yet, and one that is torn."""
+    backend, lab = _new(4, Geometry(4096, 16384))
+    disk = _volume(lab, "disk", 1 << 20)
+    disk.write(0, pattern(90, 100_000))
+    _snapshot(lab, "disk@before")
+    clone = _clone(lab, "disk@before", "clone")
+    assert lab.make_log()
+    lab.commit()
+    page_no, units, key = lab.superblock.log_page, lab.superblock.log_pages, 0x6C6F_6720_6B65_7920
+    damage.forge_superblock(
+        backend, lambda found: found.with_log(page_no, units, key) if found.log_pages == units else found
+    )
+    position = page_no * lab.geometry.unit
+    for index, entries in enumerate(
+        (
+            [Entry(disk.id, 3, 4, DATA)],
+            [Entry(disk.id, 2, 20, ZEROS), Entry(clone.id, 0, 2, DATA), Entry(clone.id, 255, 256, DATA)],
+            [Entry(disk.id, 3, 5, DATA)],
+            [Entry(disk.id, 0, 1, DATA)],
+        )
+    ):
+        count = sum(entry.stop - entry.start for entry in entries if entry.kind == DATA)
+        blocks = [pattern(91 + index, 4096)] * count
+        record = b"".join(build(key, index, entries, blocks, lab.geometry))
+        backend.data[position : position + len(record)] = record
+        position += len(record)
+    backend.data[position - 1000 : position] = bytes(1000)
+    return backend
+
+
 GOLDEN = (
     Golden("every-feature.snap", every_feature),
     Golden("many-bitmaps.snap.gz", many_bitmaps),
     Golden("default-sizes.snap.gz", default_sizes),
+    Golden("logged-flushes.snap.gz", logged_flushes),
 )
 
 
