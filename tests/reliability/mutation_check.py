@@ -378,8 +378,8 @@ MUTATIONS = (
     Mutation(
         "acknowledged-writes-given-up-with-a-failed-change",
         "snapctl/services/live/cache.py",
-        "            await self._commit(batch, None)\n            return\n",
-        "            return\n",
+        "                    await self._commit()  # so that what the operation leaves halfway can be taken back\n",
+        "",
         "A change that is refused takes others' writes with it.",
         (LIVE + "an_operation_that_fails_halfway_leaves_nothing_and_no_write_is_lost",),
     ),

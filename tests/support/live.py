@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from snapctl.engine.container import Container
+from snapctl.errors import NoSpace
 from snapctl.format.geometry import Geometry
 from snapctl.services.check import check_backend
 from snapctl.services.live.container import LiveContainer
 from snapctl.services.live.device import Device
+from snapctl.storage.backend import Buffer
 from tests.support.backends import MemoryBackend
 
 SMALL = Geometry(512, 512)
@@ -39,6 +41,26 @@ class GatedBackend(MemoryBackend):
 
     async def until_syncing(self) -> None:
         assert await asyncio.to_thread(self.waiting.wait, PATIENCE_SECONDS)
+
+
+class PickyBackend(GatedBackend):
+    """Has no room for blocks of x while it is `full`; `refusals` and `syncs` can be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = False
+        self.refusals = threading.Semaphore(0)
+        self.syncs = threading.Semaphore(0)
+
+    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        if self.full and b"xxxx" in b"".join(buffers):
+            self.refusals.release()
+            raise NoSpace("no room for that")
+        super().write(offset, buffers)
+
+    def sync(self) -> None:
+        super().sync()
+        self.syncs.release()
 
 
 def a_container(backend: MemoryBackend, capacity_bytes: int | None = None) -> Container:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
-from weakref import WeakSet
 
 from snapctl.services.live.cache import Cache
 from snapctl.services.live.generation import Generation
@@ -36,17 +35,17 @@ def a_snapshot_takes_the_next_generation_in() -> AbstractContextManager[None]:
     return replaced(Cache, "_apply", greedy)
 
 
-def an_overlay_is_dropped_after_an_abort() -> AbstractContextManager[None]:
+def a_change_shares_the_transaction_of_the_writes_before_it() -> AbstractContextManager[None]:
     """A change that fails halfway is taken back, and the writes before it with it."""
-    apply = Cache._apply
-    applied: WeakSet[Generation] = WeakSet()
+    commit = Cache._commit
 
-    async def once(cache: Cache, generation: Generation) -> None:
-        if generation not in applied:
-            applied.add(generation)
-            await apply(cache, generation)
+    async def later(cache: Cache) -> None:
+        if not (cache._applied and cache._applied[-1].wanted):
+            await commit(cache)
+        else:
+            cache._applied.clear()
 
-    return replaced(Cache, "_apply", once)
+    return replaced(Cache, "_commit", later)
 
 
 def a_commit_for_each_volume() -> AbstractContextManager[None]:
@@ -122,7 +121,7 @@ LIVE_BUGS = {
     for bug in (
         a_flush_returns_early,
         a_snapshot_takes_the_next_generation_in,
-        an_overlay_is_dropped_after_an_abort,
+        a_change_shares_the_transaction_of_the_writes_before_it,
         a_commit_for_each_volume,
         zeros_over_what_was_written_after,
         a_pin_that_keeps_nothing,

@@ -183,11 +183,12 @@ class Cache:
         Raises:
             SnapctlError: as `admit` and `Node.write`; nothing was written.
         """
-        if self._rounds is not None or self._sealed:
-            return False
-        self._check_takes(node)
         size = self._container.block_size
         stop = start + len(data) // size
+        logged = None if self._logged is None else self._logged.overlays.get(node)
+        if self._rounds is not None or self._sealed or (logged is not None and logged.touches(start, stop)):
+            return False
+        self._check_takes(node)
         direct = Generation()
         if not self._promise(direct, node, start, stop, stop - start):
             return False  # and is told to wait where it turns to next
@@ -377,6 +378,7 @@ class Cache:
         self.records += 1
         if self._logged is None:
             self._logged = generation
+            generation.is_logged = True
         else:
             self._room.merge(self._logged, generation)
             self._logged.cover(generation)
@@ -522,6 +524,8 @@ class Cache:
         """Make the open transaction durable."""
         began = time.monotonic()
         self._stop_timer()
+        if any(sealed.is_logged for sealed in self._sealed):
+            self._container.keep_log()  # what found no room must not be lost by what gives some
         if self._wants_log:
             self._container.make_log(self._room.promised_units * self._container.geometry.unit)
         if again := self._container.seal():
@@ -547,6 +551,8 @@ class Cache:
                     await self._breathe()
             except Corruption as error:
                 self._container.check_whole()
+                if generation.is_logged:
+                    raise  # the next commit would empty the log of what was flushed: a repair knows what to do with it
                 self._set_aside(node, error)
                 generation.fail_flushes(error)
 

@@ -72,6 +72,7 @@ class Generation:
         bitmaps: how many bitmaps of the space map have promised room.
         held_bytes: memory that it takes.
         promised_units: room that was promised for it.
+        is_logged: it is durable, in the log, for as long as no commit empties that.
         operation: what is done when the writes have been applied.
     """
 
@@ -82,6 +83,7 @@ class Generation:
         self.has_heir = False
         self.held_bytes = 0
         self.promised_units = 0
+        self.is_logged = False
         self.operation: Operation[Any] | None = None
         self._waiters: list[asyncio.Future[None]] = []
 

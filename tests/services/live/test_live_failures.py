@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,19 @@ import pytest
 from snapctl.engine.container import Container
 from snapctl.errors import NoSpace, SnapctlError
 from snapctl.services.live.container import LiveContainer
-from snapctl.storage.backend import Buffer
 from tests.support.backends import FailingBackend
-from tests.support.live import BLOCK, PATIENCE_SECONDS, SIZE, GatedBackend, a_container, content, live, reopened, run
+from tests.support.live import (
+    BLOCK,
+    PATIENCE_SECONDS,
+    SIZE,
+    GatedBackend,
+    PickyBackend,
+    a_container,
+    content,
+    live,
+    reopened,
+    run,
+)
 
 MIB = 1 << 20
 
@@ -28,26 +37,6 @@ def full(backend: FailingBackend) -> None:
 
 def with_room(backend: FailingBackend) -> None:
     backend.fail_at = range(0)
-
-
-class PickyBackend(GatedBackend):
-    """Has no room for blocks of x while it is `full`; `refusals` and `syncs` can be waited for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.full = False
-        self.refusals = threading.Semaphore(0)
-        self.syncs = threading.Semaphore(0)
-
-    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
-        if self.full and b"xxxx" in b"".join(buffers):
-            self.refusals.release()
-            raise NoSpace("no room for that")
-        super().write(offset, buffers)
-
-    def sync(self) -> None:
-        super().sync()
-        self.syncs.release()
 
 
 async def once(happened: threading.Semaphore) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from snapctl.engine.container import Container
-from snapctl.errors import Corruption, NoSpace
+from snapctl.errors import Corruption, NoSpace, SnapctlError
 from snapctl.format.geometry import Geometry
 from snapctl.format.pointer import PAGE_MASK
 from snapctl.services.live.container import LiveContainer
 from tests.support.backends import MemoryBackend
-from tests.support.live import BLOCK, SMALL, GatedBackend, content, reopened, run
+from tests.support.live import BLOCK, SMALL, GatedBackend, PickyBackend, a_container, content, reopened, run
 
 KIB = 1 << 10
 DEFAULT = Geometry(4 * KIB, 16 * KIB)
@@ -141,6 +141,57 @@ def test_damage_that_is_found_when_it_is_too_late_to_refuse_costs_its_volume_alo
         disk = Container.adopt(MemoryBackend(backend.data))
         assert disk["b@x"].read(0, 7) == b"finetoo"
         assert disk["a"].read(0, 3) == b"old"
+
+    run(scenario())
+
+
+def test_a_flushed_write_that_a_damaged_table_does_not_take_stays_in_the_log():
+    async def scenario() -> None:
+        backend, _ = two_volumes()
+        served = LiveContainer(Container.adopt(backend), most_dirty_seconds=1000.0)
+        a, b = served.device("a"), served.device("b")
+        for number in range(2):  # the first makes the log
+            a.write(0, b"kept%d" % number)
+            b.write(0, b"kept%d" % number)
+            await served.flush()
+        assert served.cache.records == 1
+        a.write(0, b"lost")
+        place = damaged_leaf(served.container, "a")
+        backend.data[place] ^= 1
+        for node in served.nodes():
+            node.relieve(may_write=False)
+        with pytest.raises(Corruption):
+            await served.change(lambda container: container.snapshot("b@x"))
+        with pytest.raises(SnapctlError):
+            b.write(0, b"more")
+        with pytest.raises(SnapctlError):
+            await served.close()
+        with pytest.raises(Corruption, match="check"):
+            Container.adopt(MemoryBackend(backend.data))
+        backend.data[place] ^= 1
+        disk = reopened(bytes(backend.data))
+        assert [disk[name].read(0, 5) for name in ("a", "b")] == [b"kept1", b"kept1"]
+
+    run(scenario())
+
+
+def test_a_delete_that_makes_room_keeps_the_flushed_writes_that_find_none():
+    async def scenario() -> None:
+        backend = PickyBackend()
+        container = a_container(backend)
+        container.snapshot("db@s")
+        container.commit()
+        served = LiveContainer(container, most_dirty_seconds=1000.0)
+        device = served.device("db")
+        for number in range(2):
+            device.write(number * BLOCK, b"x" * BLOCK)
+            await served.flush()
+        assert served.cache.records == 1
+        backend.full = True
+        assert await served.change(lambda container: container.delete("db@s"), gives_room=True) == ["db@s"]
+        assert reopened(backend.synced)["db"].read(0, 2 * BLOCK) == b"x" * 2 * BLOCK
+        backend.full = False
+        await served.close()
 
     run(scenario())
 
