@@ -44,6 +44,10 @@ _MOST_LOGGED_BYTES = 256 << 10
 _MOST_UNCOMMITTED_BYTES = 1 << 30
 """Fresh pages in the open transaction before it is committed; what is written again in place counts once."""
 
+_MOST_KEPT_BYTES = 256 << 20
+"""Of freed room twice what a transaction took is kept for those to come, lest the file system take it and give it out
+again each time; but no more than this."""
+
 
 class _Wish(Flag):
     """What a round is wanted for."""
@@ -358,9 +362,11 @@ class Cache:
 
     async def _log(self) -> bool:
         """Make the open generation durable by a record in the log; returns False if that takes a commit."""
-        generation = self._open
-        if self._sealed or self._applied or generation.data_blocks * self._container.block_size > _MOST_LOGGED_BYTES:
+        generation, size = self._open, self._container.block_size
+        if self._sealed or self._applied or generation.data_blocks * size > _MOST_LOGGED_BYTES:
             return False
+        if generation.zeroed_blocks * size > _MOST_LOGGED_BYTES:
+            return False  # the room that they give back is wanted
         self._wants_log = True
         changes = [
             Change(node, overlay.zeros, overlay.leaves)
@@ -524,6 +530,7 @@ class Cache:
         """Make the open transaction durable."""
         began = time.monotonic()
         self._stop_timer()
+        self._container.kept_bytes = min(_MOST_KEPT_BYTES, 2 * self._fresh_bytes)
         if any(sealed.is_logged for sealed in self._sealed):
             self._container.keep_log()  # what found no room must not be lost by what gives some
         if self._wants_log:

@@ -23,8 +23,6 @@ T = TypeVar("T")
 
 MOST_DIRTY_BYTES = 64 << 20
 MOST_DIRTY_SECONDS = 5.0
-_KEPT_BYTES = 256 << 20
-"""How much freed room is kept for the next writes, lest the file system take it back and give it out all the time."""
 
 
 class User(Protocol):
@@ -78,7 +76,6 @@ class LiveContainer:
         try:
             if writable:
                 await asyncio.to_thread(container.settle)
-                container.kept_bytes = _KEPT_BYTES
             return cls(container)
         except BaseException:
             container.close()

@@ -98,6 +98,11 @@ class Generation:
         return sum(len(leaf) for overlay in self.overlays.values() for leaf in overlay.leaves.values())
 
     @property
+    def zeroed_blocks(self) -> int:
+        """How many blocks were made zeros."""
+        return sum(stop - start for overlay in self.overlays.values() for start, stop in overlay.zeros)
+
+    @property
     def wanted(self) -> Operation[Any] | None:
         """The operation, if anybody waits for it."""
         return self.operation if self.operation is not None and self.operation.is_waited_for else None
