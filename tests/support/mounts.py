@@ -50,8 +50,12 @@ def tool(*words: object, ok: bool = True) -> subprocess.CompletedProcess[str]:
 
 
 def unmount(directory: Path) -> None:
-    """Unmount as users do."""
-    tool(require_fuse(), "-u", directory)
+    """Unmount as users do, as soon as it can be: the kernel keeps a loop device's file for a moment after its end."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while (done := tool(require_fuse(), "-u", directory, ok=False)).returncode != 0:
+        assert "busy" in done.stdout, done.stdout
+        assert time.monotonic() < deadline, done.stdout
+        time.sleep(0.05)
 
 
 def wait_until_unmounted(directory: Path) -> None:
