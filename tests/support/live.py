@@ -70,6 +70,15 @@ def a_container(backend: MemoryBackend, capacity_bytes: int | None = None) -> Co
     return container
 
 
+def picky() -> tuple[PickyBackend, LiveContainer]:
+    """A live container of a volume and its snapshot `db@s`, on a disk that can be full for blocks of x."""
+    backend = PickyBackend()
+    container = a_container(backend)
+    container.snapshot("db@s")
+    container.commit()
+    return backend, LiveContainer(container, most_dirty_seconds=1000.0)
+
+
 def live(backend: MemoryBackend, **settings: Any) -> LiveContainer:
     return LiveContainer(a_container(backend), **{"most_dirty_seconds": 1000.0, **settings})
 

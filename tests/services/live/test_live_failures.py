@@ -21,9 +21,9 @@ from tests.support.live import (
     SIZE,
     GatedBackend,
     PickyBackend,
-    a_container,
     content,
     live,
+    picky,
     reopened,
     run,
 )
@@ -169,11 +169,7 @@ def test_a_flush_behind_a_change_that_finds_no_room_is_told():
 
 def test_a_delete_that_makes_too_little_room_is_done_and_the_writes_wait_for_more():
     async def scenario() -> None:
-        backend = PickyBackend()
-        container = a_container(backend)
-        container.snapshot("db@s")
-        container.commit()
-        served = LiveContainer(container, most_dirty_seconds=1000.0)
+        backend, served = picky()
         device = served.device("db")
         device.write(0, b"x" * 10 * BLOCK)
         backend.full = True

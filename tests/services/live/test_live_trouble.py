@@ -13,7 +13,7 @@ from snapctl.format.geometry import Geometry
 from snapctl.format.pointer import PAGE_MASK
 from snapctl.services.live.container import LiveContainer
 from tests.support.backends import MemoryBackend
-from tests.support.live import BLOCK, SMALL, GatedBackend, PickyBackend, a_container, content, reopened, run
+from tests.support.live import BLOCK, SMALL, GatedBackend, content, picky, reopened, run
 
 KIB = 1 << 10
 DEFAULT = Geometry(4 * KIB, 16 * KIB)
@@ -177,11 +177,7 @@ def test_a_flushed_write_that_a_damaged_table_does_not_take_stays_in_the_log():
 
 def test_a_delete_that_makes_room_keeps_the_flushed_writes_that_find_none():
     async def scenario() -> None:
-        backend = PickyBackend()
-        container = a_container(backend)
-        container.snapshot("db@s")
-        container.commit()
-        served = LiveContainer(container, most_dirty_seconds=1000.0)
+        backend, served = picky()
         device = served.device("db")
         for number in range(2):
             device.write(number * BLOCK, b"x" * BLOCK)
