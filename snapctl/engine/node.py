@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from array import array
 
     from snapctl.engine.session import Session
+    from snapctl.engine.writing import Run
 
 
 class Node:
@@ -235,15 +236,17 @@ class Node:
             with self.container.attempting(moves_pages=self._copies):
                 writing.write(self, offset, view)
 
-    def write_blocks(self, blocks: Mapping[int, Buffer]) -> None:
-        """Write whole blocks by number, all under one leaf, for which the caller has room; raises as `write`.
+    def write_runs(self, runs: Sequence[Run]) -> None:
+        """Write whole blocks for which the caller has room, all of them or none; raises as `write`.
 
-        Of a last block that the size cuts, what lies beyond must be zeros.
+        Args:
+            runs: the number of a first block and the bytes of one or more, in order, apart from each other, each
+                beneath one leaf. Of a last block that the size cuts, what lies beyond must be zeros.
         """
         self.check_writable()
-        if blocks:
+        if runs:
             with self.container.attempting(moves_pages=self._copies):
-                writing.write_blocks(self, blocks)
+                writing.write_runs(self, runs)
 
     def trim(self, offset: int, length: int) -> None:
         """Make a range read as zeros, giving up its data; snapshots keep theirs. Raises as `write`.

@@ -110,7 +110,7 @@ def apply(change: Change) -> Iterator[None]:
             blocks = {number: block for number, block in blocks.items() if number * size < end_bytes}
             if at and last in blocks:
                 blocks[last] = bytes(blocks[last])[:at].ljust(size, b"\0")
-        node.write_blocks(blocks)
+        node.write_runs(sorted(blocks.items()))
         yield
 
 

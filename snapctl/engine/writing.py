@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from array import array
 from contextlib import suppress
-from itertools import compress
 from typing import TYPE_CHECKING
 
 from snapctl.engine import reading
 from snapctl.engine.handover import Handover
 from snapctl.engine.model import Cow, Kind
 from snapctl.errors import BadSize, Corruption, DataLost, IoFailure, SnapctlError
-from snapctl.format.checksum import crc32c
+from snapctl.format.checksum import checksums, crc32c
 from snapctl.format.pointer import (
     BIRTH_SHIFT,
     CHECKSUM_MASK,
@@ -30,11 +29,19 @@ from snapctl.format.pointer import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from snapctl.engine.node import Node
     from snapctl.engine.session import Session
+    from snapctl.format.geometry import Geometry
     from snapctl.storage.backend import Buffer
+    from snapctl.storage.spacemap import SpaceMap
+
+    Run = tuple[int, Buffer]
+    """The number of the first block, and the bytes of one or more, all beneath one leaf."""
+
+_TOGETHER_BYTES = 64 << 10
+"""From there on, fresh pages had better follow each other, so that they are written and read at a stroke."""
 
 
 def check_room(node: Node, offset: int, data: memoryview) -> None:
@@ -51,8 +58,7 @@ def check_room(node: Node, offset: int, data: memoryview) -> None:
     first, last = offset // size, (end - 1) // size
     heir = node.newest_snapshot
     copies = 2 if heir and node.cow is Cow.COPY else 1
-    spans = (geometry.fanout, geometry.fanout**2, geometry.fanout**3)
-    tables = sum(last // span - first // span + 1 for span in spans) * (2 if heir else 1)
+    tables = sum(last // span - first // span + 1 for span in geometry.spans) * (2 if heir else 1)
     room = container.space.room - tables * geometry.table_units
     blocks = last - first + 1
     if blocks * copies * geometry.block_units > room:
@@ -74,26 +80,27 @@ def write(node: Node, offset: int, data: memoryview) -> None:
     end = offset + len(data)
     position = offset
     while position < end:
-        first = position // size % fanout
-        start = position // size - first
+        start = position // size // fanout * fanout
         piece = data[position - offset : (start + fanout) * size - offset]
-        blocks = _whole_blocks(node, position, piece)
-        together = piece if len(piece) == len(blocks) * size else None
-        _write_leaf(node, start, range(first, first + len(blocks)), blocks, together)
+        write_runs(node, _whole_blocks(node, position, piece))
         position += len(piece)
 
 
-def _whole_blocks(node: Node, position: int, piece: memoryview) -> list[memoryview]:
-    """Cut what is to be written at an offset into blocks; those that it covers in part are filled up by reading."""
+def _whole_blocks(node: Node, position: int, piece: memoryview) -> list[Run]:
+    """What is to be written at an offset, as whole blocks; those that it covers in part are filled up by reading."""
     size = node.container.block_size
-    head = -position % size
-    blocks = [piece[at : at + size] for at in range(head, len(piece), size)]
+    block_no, head = position // size, min(-position % size, len(piece))
+    runs: list[Run] = []
     if head:
-        blocks.insert(0, _filled_up(node, position, piece[:head]))
-    if len(blocks[-1]) < size:
-        tail = len(blocks[-1])
-        blocks[-1] = _filled_up(node, position + len(piece) - tail, piece[-tail:])
-    return blocks
+        runs.append((block_no, _filled_up(node, position, piece[:head])))
+        block_no += 1
+    tail = (len(piece) - head) % size
+    if len(piece) > head + tail:
+        runs.append((block_no, piece[head : len(piece) - tail]))
+        block_no += (len(piece) - tail - head) // size
+    if tail:
+        runs.append((block_no, _filled_up(node, position + len(piece) - tail, piece[-tail:])))
+    return runs
 
 
 def _filled_up(node: Node, position: int, piece: memoryview) -> memoryview:
@@ -169,7 +176,7 @@ def _zero_beyond(node: Node, size_bytes: int) -> None:
     except DataLost:
         return  # and stays so, with what the volume may grow into
     block[at:] = bytes(block_size - at)
-    write_blocks(node, {block_no: block})
+    write_runs(node, [(block_no, block)])
 
 
 def _hole_word(node: Node) -> int:
@@ -192,125 +199,147 @@ def _trim_blocks(node: Node, start: int, stop: int) -> None:
             container.note_change(heir)
 
 
-def write_blocks(node: Node, blocks: Mapping[int, Buffer]) -> None:
-    """Write whole blocks by number, all under one leaf: neighbours in the leaf become neighbours on disk.
-
-    Raises:
-        NoSpace, Corruption, IoFailure: as `write`.
-    """
-    numbers = sorted(blocks)
-    start = numbers[0] - numbers[0] % node.container.geometry.fanout
-    _write_leaf(node, start, [number - start for number in numbers], [blocks[number] for number in numbers])
-
-
-def _write_leaf(
-    node: Node, start: int, entries: Sequence[int], blocks: Sequence[Buffer], together: memoryview | None = None
-) -> None:
-    """Write whole blocks at ascending entries of the leaf whose first block is `start`: all of them, or none.
+def write_runs(node: Node, runs: Sequence[Run]) -> None:
+    """Write whole blocks, all of them or none: neighbours among them become neighbours on disk as far as possible.
 
     What can fail comes before anything changes: tables are read, and data goes to pages that nothing points to yet.
 
     Args:
         node: the volume.
-        start: first block beneath the leaf.
-        entries: of the leaf.
-        blocks: what to write.
-        together: the same as one buffer, if it is one.
+        runs: what to write, in order, apart from each other.
+
+    Raises:
+        NoSpace, Corruption, IoFailure: as `write`.
     """
     container = node.container
     container.relieve(may_write=True)
-    checksums = list(map(crc32c, blocks))
-    is_hole = _find_holes(container, blocks, checksums)
-    if not any(is_hole):
-        _write_data(node, start, entries, blocks, checksums, together)
+    size = container.block_size
+    found = [[crc32c(data)] if len(data) == size else checksums(data, size) for _, data in runs]
+    zero_checksum = container.zero_checksum
+    if not any(zero_checksum in each for each in found):
+        _write_data(node, runs, found)
         return
-    holes = list(compress(entries, is_hole))
-    if len(holes) < len(entries):
-        is_data = [not hole for hole in is_hole]
-        data, data_checksums = list(compress(blocks, is_data)), list(compress(checksums, is_data))
-        _write_data(node, start, list(compress(entries, is_data)), data, data_checksums)
-    heir = node.newest_snapshot
-    for owner in (node, heir) if heir else (node,):
-        _old_words(owner, start)
+    data_runs, holes = _find_holes(container, runs, found)
+    for owner in filter(None, (node, node.newest_snapshot)):
+        for first, _ in holes:
+            _old_words(owner, first)
+    if data_runs:
+        _write_data(node, data_runs, [[crc32c(data)] for _, data in data_runs])
     with container.changing(moves_pages=False):
-        for low, high in _stretches(holes):
-            _trim_blocks(node, start + low, start + high)
+        for first, stop in holes:
+            _trim_blocks(node, first, stop)
 
 
-def _find_holes(container: Session, blocks: Sequence[Buffer], checksums: Sequence[int]) -> Sequence[bool]:
-    """Tell for each block whether it is zeros; nothing at all if none is."""
-    if container.zero_checksum not in checksums:
-        return ()
-    zero_checksum, zeros = container.zero_checksum, container.zero_block
-    return [
-        checksum == zero_checksum and bytes(block) == zeros for block, checksum in zip(blocks, checksums, strict=True)
-    ]
+def _find_holes(
+    container: Session, runs: Sequence[Run], found: Sequence[Sequence[int]]
+) -> tuple[list[Run], list[tuple[int, int]]]:
+    """Tell blocks that are zeros, as ranges, from those that are not, one by one."""
+    size, zeros = container.block_size, container.zero_block
+    data_runs: list[Run] = []
+    holes: list[tuple[int, int]] = []
+    for (first, data), each in zip(runs, found, strict=True):
+        view = memoryview(data)
+        for i, checksum in enumerate(each):
+            block = view[i * size : (i + 1) * size]
+            if checksum != container.zero_checksum or block != zeros:
+                data_runs.append((first + i, block))
+            elif holes and holes[-1][1] == first + i and (first + i) & container.geometry.fanout_mask:
+                holes[-1] = holes[-1][0], first + i + 1
+            else:
+                holes.append((first + i, first + i + 1))
+    return data_runs, holes
 
 
-def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Ascending numbers as ranges without a gap."""
-    start = 0
-    for i in range(1, len(numbers) + 1):
-        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1:
-            yield numbers[start], numbers[i - 1] + 1
-            start = i
+def _old_words(node: Node, block_no: int) -> array[int]:
+    """The words of the leaf that holds a block, as they are or would be if it were made; only to be read."""
+    leaf = node.tree.changed_leaf(block_no)
+    if leaf is None:
+        leaf, word0, _, _ = node.tree.find(block_no)
+        if leaf is None:
+            return filled_table(node.tree.fanout, word0)
+    return leaf.words
 
 
-def _old_words(node: Node, start: int) -> array[int]:
-    """The words of the leaf whose first block is `start`, as they are or would be if it were made; only to be read."""
-    leaf, word0, _, _ = node.tree.find(start)
-    return filled_table(node.tree.fanout, word0) if leaf is None else leaf.words
+def _write_data(node: Node, runs: Sequence[Run], found: Sequence[Sequence[int]]) -> None:
+    """Write blocks that are not zeros, as `write_runs`, given their checksums.
 
-
-def _write_data(
-    node: Node,
-    start: int,
-    entries: Sequence[int],
-    blocks: Sequence[Buffer],
-    checksums: Sequence[int],
-    together: memoryview | None = None,
-) -> None:
-    """Write blocks that are not zeros, as `_write_leaf`.
-
-    What an entry leads to so far is given to the newest snapshot if that lacks it; else its page is used again if it
-    was born in this transaction, or freed.
+    What an entry leads to so far is given to the newest snapshot if that lacks it. Else a run whose pages follow each
+    other and were all born in this transaction is written in place; pages of any other are freed.
     """
     container = node.container
-    space, units = container.space, container.geometry.block_units
-    words, heir = _old_words(node, start), node.newest_snapshot
-    lacking: list[int] = []
+    geometry, space, heir = container.geometry, container.space, node.newest_snapshot
+    shift, mask, units = geometry.block_shift, geometry.fanout_mask, geometry.block_units
+    places: list[int] = []
+    lacking: dict[int, list[int]] = {}
     originals: dict[int, bytes] = {}
-    if heir is not None:
-        inherits = _old_words(heir, start)
-        lacking = [entry for entry in entries if not inherits[2 * entry]]
-        if node.cow is Cow.COPY:
-            originals = _originals(node, lacking, words)
-    given = set(lacking).difference(originals)
-    kept = [entry for entry in entries if entry not in given] if given else entries
-    old = _pages_of(words, kept, units)
-    again = space.fresh_among(old)
-    fresh = space.allocate_data(units, len(originals) + len(entries) - len(again))
+    old: list[int] = []
+    new_blocks = 0
+    for first, data in runs:
+        words, entry, count = _old_words(node, first), first & mask, len(data) >> shift
+        entries = range(entry, entry + count)
+        kept: Sequence[int] = entries
+        if heir is not None:
+            inherits = _old_words(heir, first)
+            missing = [entry for entry in entries if not inherits[2 * entry]]
+            if missing:
+                lacking[first] = missing
+                if node.cow is Cow.COPY:
+                    copies = _originals(node, missing, words)
+                    originals.update((first - entry + each, page) for each, page in copies.items())
+                    missing = [entry for entry in missing if entry not in copies]
+                kept = [entry for entry in entries if entry not in missing]
+        pages = _pages_of(words, kept, units)
+        if len(pages) == count and space.are_fresh(pages, units):
+            places.append(pages[0])
+        else:
+            places.append(0)
+            old += pages
+            new_blocks += count
+    again = [(place, data) for place, (_, data) in zip(places, runs, strict=True) if place]
+    if len(set(old)) < len(old) or len({place for place, _ in again}) < len(again):
+        raise Corruption(f"{node.name}: two entries of a table lead to one page; run check", node=node.name)
+    fresh = _allocate(space, geometry, len(originals) + new_blocks)
     copied, pages = fresh[: len(originals)], fresh[len(originals) :]
+    moved = [data for (_, data), place in zip(runs, places, strict=True) if not place]
     try:
         container.pages.write_pages(copied, list(originals.values()))
-        if again:
-            pages = _write_mixed(node, words, entries, blocks, again, pages)
-        else:
-            container.pages.write_pages(pages, blocks, together)
+        _write_fresh(container, pages, moved)
+        for place, data in again:
+            container.pages.rewrite(place, data)
     except SnapctlError:
         space.free_pages(fresh, units)
         raise
     with container.changing(moves_pages=False):
-        if heir is not None and lacking:
-            _preserve(node, heir, start, lacking, words, dict(zip(originals, copied, strict=True)))
-        space.free_pages(old if not again else [page_no for page_no in old if page_no not in again], units)
-        _enter(node.tree.leaf_for_writing(start).words, entries, pages, checksums, container.transaction)
-        node.own_blocks += len(entries) - len(old)
+        _enter(node, runs, found, places, pages, lacking, dict(zip(originals, copied, strict=True)))
+        space.free_pages(old, units)
+        node.own_blocks += new_blocks - len(old)
         container.note_change(node)
+
+
+def _allocate(space: SpaceMap, geometry: Geometry, count: int) -> Sequence[int]:
+    if count * geometry.block_size < _TOGETHER_BYTES:
+        return space.allocate_data(geometry.block_units, count)
+    return space.allocate_together(geometry.block_units, count)
+
+
+def _write_fresh(container: Session, pages: Sequence[int], buffers: Sequence[Buffer]) -> None:
+    """Write whole blocks one after the other to pages that nothing points to."""
+    if not buffers:
+        return
+    if isinstance(pages, range) or len(pages) == 1:
+        container.pages.write_run(pages[0], buffers)
+        return
+    size = container.block_size
+    container.pages.write_pages(
+        pages, [memoryview(each)[at : at + size] for each in buffers for at in range(0, len(each), size)]
+    )
 
 
 def _pages_of(words: array[int], entries: Sequence[int], units: int) -> Sequence[int]:
     """The pages that entries of a leaf lead to; as a range, if there is one for each and they follow each other."""
+    if len(entries) == 1:
+        word0 = words[2 * entries[0]]
+        return (word0 & PAGE_MASK,) if word0 >> KIND_SHIFT == PAGE else ()
     if isinstance(entries, range):
         found = words[2 * entries.start : 2 * entries.stop : 2].tolist()
         run = range(found[0], found[0] + len(found) * units, units)
@@ -321,44 +350,35 @@ def _pages_of(words: array[int], entries: Sequence[int], units: int) -> Sequence
     return [word0 & PAGE_MASK for word0 in found if word0 >> KIND_SHIFT == PAGE]
 
 
-def _write_mixed(
-    node: Node,
-    words: array[int],
-    entries: Sequence[int],
-    blocks: Sequence[Buffer],
-    again: Container[int],
-    fresh: Sequence[int],
-) -> list[int]:
-    """Write blocks to fresh pages or to those that they have, if these may be used again; returns the page of each.
-
-    A page of this transaction was written before, so that the file system has room for it. Should it nevertheless have
-    none, nothing can be saved, for the page may be half overwritten.
-    """
-    pages, unused = node.container.pages, iter(fresh)
-    found = [page_no if (page_no := words[2 * entry] & PAGE_MASK) in again else next(unused) for entry in entries]
-    if next(unused, None) is not None:
-        raise Corruption(f"{node.name}: two entries of a table lead to one page; run check", node=node.name)
-    is_fresh = [page_no not in again for page_no in found]
-    pages.write_pages(fresh, list(compress(blocks, is_fresh)))
-    present = sorted((page_no, i) for i, page_no in enumerate(found) if page_no in again)
-    with pages.poisoned_by_failure():
-        pages.write_pages([page_no for page_no, _ in present], [blocks[i] for _, i in present])
-    return found
-
-
 def _enter(
-    words: array[int], entries: Sequence[int], pages: Sequence[int], checksums: Sequence[int], transaction: int
+    node: Node,
+    runs: Sequence[Run],
+    found: Sequence[Sequence[int]],
+    places: Sequence[int],
+    pages: Sequence[int],
+    lacking: Mapping[int, Sequence[int]],
+    copied: Mapping[int, int],
 ) -> None:
-    """Have entries of a leaf lead to pages."""
-    birth = (transaction & CHECKSUM_MASK) << BIRTH_SHIFT
-    if isinstance(entries, range):
-        low, high = 2 * entries.start, 2 * entries.stop
-        words[low:high:2] = array("Q", [PAGE_WORD | page_no for page_no in pages])
-        words[low + 1 : high : 2] = array("Q", [birth | checksum for checksum in checksums])
-        return
-    for entry, page_no, checksum in zip(entries, pages, checksums, strict=True):
-        words[2 * entry] = PAGE_WORD | page_no
-        words[2 * entry + 1] = birth | checksum
+    """Have the tables lead to what was written; arguments as in `_write_data`."""
+    container, tree, heir = node.container, node.tree, node.newest_snapshot
+    shift, mask = container.geometry.block_shift, container.geometry.fanout_mask
+    birth = (container.transaction & CHECKSUM_MASK) << BIRTH_SHIFT
+    used = 0
+    for (first, data), sums, place in zip(runs, found, places, strict=True):
+        words = (tree.changed_leaf(first) or tree.leaf_for_writing(first)).words
+        if heir is not None and first in lacking:
+            _preserve(node, heir, first - (first & mask), lacking[first], words, copied)
+        low, count = 2 * (first & mask), len(data) >> shift
+        if count == 1:
+            if not place:
+                words[low] = PAGE_WORD | pages[used]
+                used += 1
+            words[low + 1] = birth | sums[0]
+            continue
+        if not place:
+            chosen, used = pages[used : used + count], used + count
+            words[low : low + 2 * count : 2] = array("Q", [PAGE_WORD | page_no for page_no in chosen])
+        words[low + 1 : low + 2 * count : 2] = array("Q", [birth | checksum for checksum in sums])
 
 
 def _preserve(
@@ -367,21 +387,30 @@ def _preserve(
     """Hand old entries to the newest snapshot, which has none: the volume's own, or PASS if it has none either.
 
     Under the policy of copying, what it gets is a page of its own (claim 5 to the letter).
+
+    Args:
+        node: the volume.
+        heir: its newest snapshot.
+        start: first block of the leaf.
+        entries: of the leaf.
+        words: of the leaf.
+        copied: pages that hold copies, by block.
     """
     inherits = heir.tree.leaf_for_writing(start).words
     birth = (node.container.transaction & CHECKSUM_MASK) << BIRTH_SHIFT
-    moved = 0
+    moved = made = 0
     for entry in entries:
         i = 2 * entry
-        if entry in copied:
-            inherits[i], inherits[i + 1] = PAGE_WORD | copied[entry], words[i + 1] & CHECKSUM_MASK | birth
+        if start + entry in copied:
+            inherits[i], inherits[i + 1] = PAGE_WORD | copied[start + entry], words[i + 1] & CHECKSUM_MASK | birth
+            made += 1
         elif words[i]:
             inherits[i], inherits[i + 1] = words[i], words[i + 1]
             moved += words[i] >> KIND_SHIFT == PAGE
         else:
             inherits[i] = PASS_WORD
     node.own_blocks -= moved
-    heir.own_blocks += moved + len(copied)
+    heir.own_blocks += moved + made
     node.container.note_change(heir)
 
 

@@ -48,6 +48,7 @@ class Geometry:
     block_shift: int = field(init=False)
     fanout_shift: int = field(init=False)
     fanout_mask: int = field(init=False)
+    spans: tuple[int, ...] = field(init=False)
     table_units: int = field(init=False)
     first_page: int = field(init=False)
     max_blocks: int = field(init=False)
@@ -68,6 +69,7 @@ class Geometry:
             "block_shift": self.block_size.bit_length() - 1,
             "fanout_shift": fanout.bit_length() - 1,
             "fanout_mask": fanout - 1,
+            "spans": tuple(fanout**level for level in range(1, VOLUME_DEPTH + 1)),
             "table_units": self.table_size // unit,
             "first_page": SUPERBLOCK_AREA // unit,
             "max_blocks": fanout**VOLUME_DEPTH,

@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
@@ -40,6 +40,10 @@ _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 _NO_NOWAIT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 """What a system or a file system says that knows nothing of reads which do not wait."""
 _WARM_BYTES = 1 << 20
+_PORTION_BYTES = 64 << 10
+"""How much is written by one call. Linux makes one folio of the page cache of it, if it can; what a small write costs
+later, and be it of one block, grows with the folio that it falls into (ext4: 3 us in one of 64 KiB, 9 in one of 1 MiB),
+while larger ones make a large write hardly cheaper."""
 
 
 class NotCached(Exception):
@@ -260,9 +264,7 @@ class FileBackend:
 
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """See `Backend`."""
-        for start in range(0, len(buffers), _IOV_MAX):
-            batch = buffers if len(buffers) <= _IOV_MAX else buffers[start : start + _IOV_MAX]
-            length = sum(map(len, batch))
+        for batch, length in _portions(buffers):
             while length:
                 try:
                     done = os.pwritev(self.fd, batch, offset)
@@ -342,6 +344,22 @@ class FileBackend:
 
     def _failure(self, what: str, error: OSError) -> SnapctlError:
         return _translate(error, f"cannot {what} {self.path}")
+
+
+def _portions(buffers: Sequence[Buffer]) -> Iterable[tuple[Sequence[Buffer], int]]:
+    """What is written at a stroke and how long it is: about `_PORTION_BYTES`, of buffers as long as the first."""
+    if not buffers:
+        return ()
+    first = len(buffers[0])
+    if len(buffers) == 1:
+        if first <= _PORTION_BYTES:
+            return ((buffers, first),)
+        view = memoryview(buffers[0])
+        parts = (view[at : at + _PORTION_BYTES] for at in range(0, first, _PORTION_BYTES))
+        return (((part,), len(part)) for part in parts)
+    step = min(max(1, _PORTION_BYTES // max(1, first)), _IOV_MAX)
+    batches = [buffers] if len(buffers) <= step else [buffers[at : at + step] for at in range(0, len(buffers), step)]
+    return ((batch, sum(map(len, batch))) for batch in batches)
 
 
 def _rest(buffers: Sequence[Buffer], done: int) -> Sequence[Buffer]:

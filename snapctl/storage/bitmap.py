@@ -81,6 +81,16 @@ def has_run(bits: int, count: int) -> bool:
     return _first_bits(bits, count) != 0
 
 
+def first_run(bits: int, count: int) -> tuple[int, int] | None:
+    """The lowest run of at least `count` set bits, as (start, stop)."""
+    found = _first_bits(bits, count)
+    if not found:
+        return None
+    start = (found & -found).bit_length() - 1
+    rest = ~(bits >> start)
+    return start, start + (rest & -rest).bit_length() - 1
+
+
 def _first_bits(bits: int, count: int) -> int:
     """The lowest bit of each `count` set bits in a row."""
     done = 1

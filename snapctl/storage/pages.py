@@ -154,6 +154,26 @@ class PageFile:
             self._put(page_nos[start], run)
             start = stop
 
+    def rewrite(self, page_no: int, data: Buffer) -> None:
+        """Write pages again that were written since the last commit, from a page on.
+
+        The file system has room for them. Should it nevertheless refuse, nothing can be saved, for they may be half
+        overwritten.
+
+        Raises:
+            Poisoned: a write or sync failed earlier.
+            IoFailure: any refusal, which poisons.
+        """
+        if self._failure is not None:
+            self.check_usable()
+        try:
+            self.backend.write(page_no * self.geometry.unit, (data,))
+        except BaseException as error:
+            self._failure = str(error) or type(error).__name__
+            if isinstance(error, NoSpace):
+                raise IoFailure(str(error)) from error
+            raise
+
     def _put(self, page_no: int, buffers: Sequence[Buffer]) -> None:
         if page_no < self.geometry.first_page:
             raise Corruption(f"a write to page {page_no}, in the superblock area, was refused", page_no=page_no)

@@ -14,7 +14,7 @@ commit may be punched out of the file when the next is durable, or when the last
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,7 +25,17 @@ from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import INDEX_DEPTH
 from snapctl.format.pointer import BIRTH_SHIFT, NOWHERE, PAGE, PAGE_MASK, Pointer, page_pointer
 from snapctl.format.superblock import Superblock
-from snapctl.storage.bitmap import WAS_CLEAR, clear_bits, count_bits, has_run, set_bits, set_each, set_runs, starts
+from snapctl.storage.bitmap import (
+    WAS_CLEAR,
+    clear_bits,
+    count_bits,
+    first_run,
+    has_run,
+    set_bits,
+    set_each,
+    set_runs,
+    starts,
+)
 from snapctl.storage.pages import PageFile
 from snapctl.storage.pins import Pin, Pins
 from snapctl.storage.reserve import reserved_units
@@ -34,6 +44,12 @@ from snapctl.units import format_size
 
 _PUNCH_BYTES = 1 << 20
 """Runs at least as long are given back to the file system."""
+_EXTENT_BYTES = 1 << 20
+"""What is to lie together is given room in free runs at least as long."""
+_NEAR = 8
+"""Bitmaps that are searched for one before the end of the file is."""
+_MOST_HOLES, _MOST_HOLE_BYTES = 4, 1 << 30
+"""No more than this part of the file, a quarter, or so much, may be free if one is to make it longer."""
 
 
 @dataclass(slots=True)
@@ -117,6 +133,8 @@ class SpaceMap:
         self._previous = previous
         self._bitmaps: dict[int, _Bitmap] = {}
         self._first_candidate: dict[int, int] = {}
+        self._extent = range(0)  # free units that nobody else is given
+        self._first_extent = 0
         self._freed_units = 0
         self._waiting_units: int | None = None  # known once somebody asks, or after a commit
         self._first_unit = 0
@@ -223,49 +241,39 @@ class SpaceMap:
         """Units that may be in use; what pins alone keep is there, but to nobody's use."""
         return self._limit - self._pins.held_units
 
-    def fresh_among(self, page_nos: Sequence[int]) -> Collection[int]:
-        """Which of some pages in use were born in the open transaction, so that they may be overwritten in place.
+    def are_fresh(self, page_nos: Sequence[int], units: int) -> bool:
+        """Whether a run of pages was born in the open transaction, so that they may be overwritten in place.
 
         Args:
-            page_nos: the pages; a range if they follow each other without a gap.
+            page_nos: a single page in use, or a range of such, or pages that do not follow each other.
+            units: of each page.
 
         Returns:
-            As said; false if there are none.
+            As said; False unless they follow each other.
 
         Raises:
             Corruption: one is not in use, which says nothing of the commit before, or the map cannot be read.
         """
-        found: set[int] = set()
         per_bitmap = self._geometry.units_per_bitmap
-        if isinstance(page_nos, range) and (kinds := self._fresh_in_run(page_nos)) is not None:
-            return kinds
-        index, current, committed = -1, bytearray(), b""
-        for page_no in page_nos:
-            if page_no // per_bitmap != index:
-                self._check_within(page_no, 1)
-                index = page_no // per_bitmap
-                bitmap = self._bitmap(index)
-                current, committed = bitmap.current, bitmap.committed
-            at, mask = page_no % per_bitmap >> 3, 1 << (page_no & 7)
-            if not current[at] & mask:
+        first = page_nos[0]
+        if len(page_nos) == 1:
+            bitmap = self._bitmaps.get(first // per_bitmap) or self._bitmap_of(first)
+            at, mask = first % per_bitmap >> 3, 1 << (first & 7)
+            if not bitmap.current[at] & mask:
                 raise Corruption(WAS_CLEAR)
-            if not committed[at] & mask:
-                found.add(page_no)
-        return found
+            return not bitmap.committed[at] & mask
+        total = len(page_nos) * units
+        bit = first % per_bitmap
+        if not isinstance(page_nos, range) or bit + total > per_bitmap:
+            return False
+        bitmap = self._bitmap_of(first, total)
+        if count_bits(bitmap.current, bit, total) != total:
+            raise Corruption(WAS_CLEAR)
+        return not count_bits(bitmap.committed, bit, total)
 
-    def _fresh_in_run(self, run: range) -> Collection[int] | None:
-        """As `fresh_among`, if all or none of a run in one bitmap are."""
-        per_bitmap = self._geometry.units_per_bitmap
-        units = len(run) * run.step
-        index, bit = divmod(run.start, per_bitmap)
-        if bit + units > per_bitmap:
-            return None
-        self._check_within(run.start, units)
-        bitmap = self._bitmap(index)
-        held = count_bits(bitmap.committed, bit, units)
-        if count_bits(bitmap.current, bit, units) != units or 0 < held < units:
-            return None
-        return () if held else run
+    def _bitmap_of(self, page_no: int, units: int = 1) -> _Bitmap:
+        self._check_within(page_no, units)
+        return self._bitmap(page_no // self._geometry.units_per_bitmap)
 
     def allocate_data(self, units: int, count: int) -> list[int]:
         """As `allocate`, but never from the reserve.
@@ -276,6 +284,61 @@ class SpaceMap:
         if self.used + units * count > self._within - self._reserve:
             raise self.full()
         return self.allocate(units, count)
+
+    def allocate_together(self, units: int, count: int) -> Sequence[int]:
+        """As `allocate_data`, but one behind the other, as a range, if there is room for that; see `_find_extent`.
+
+        Raises:
+            NoSpace: the capacity would be exceeded.
+        """
+        wanted = units * count
+        if self.used + wanted > self._within - self._reserve:
+            raise self.full()
+        if wanted > len(self._extent):
+            self._end_extent()
+            self._extent = self._find_extent(wanted)
+            if not self._extent:
+                return self.allocate_data(units, count)
+        first, self._extent = self._extent.start, self._extent[wanted:]
+        index, bit = divmod(first, self._geometry.units_per_bitmap)
+        bitmap = self._bitmap(index)
+        self._note_change(bitmap, index)
+        set_bits(bitmap.current, bit, wanted)
+        self.used += wanted
+        self._pages.end_page = max(self._pages.end_page, first + wanted)
+        self._settle()
+        return range(first, first + wanted, units)
+
+    def _find_extent(self, least_units: int) -> range:
+        """A long run of free units, for what had better lie together; empty if there is none.
+
+        It is looked for near the front, then at the end of the file: that may grow as long as little of it is free, but
+        many holes had better be filled.
+        """
+        least = max(least_units, _EXTENT_BYTES // self._geometry.unit)
+        per_bitmap = self._geometry.units_per_bitmap
+        end = self._pages.end_page // per_bitmap
+        indexes = [*range(self._first_extent, min(self._first_extent + _NEAR, end))]
+        most_holes = max(self._pages.end_page // _MOST_HOLES, _MOST_HOLE_BYTES // self._geometry.unit)
+        if self._pages.end_page - self.used < most_holes:
+            indexes += [index for index in (end, end + 1) if index * per_bitmap < self._limit]
+        for index in indexes:
+            bitmap = self._bitmap(index)
+            free = self._free(index, bitmap) & (1 << self._length(index)) - 1
+            found = first_run(free, least)
+            if found is not None:
+                bitmap.forget_free()
+                self._first_extent = index
+                return range(index * per_bitmap + found[0], index * per_bitmap + found[1])
+        return range(0)
+
+    def _end_extent(self) -> None:
+        """Let what is left of the extent be allocated by anybody."""
+        if self._extent:
+            bitmap = self._bitmaps.get(self._extent.start // self._geometry.units_per_bitmap)
+            self._extent = range(0)
+            if bitmap is not None:
+                bitmap.forget_free()
 
     def allocate(self, units: int, count: int) -> list[int]:
         """Take `count` runs of `units` consecutive units each, in address order as far as possible.
@@ -298,6 +361,9 @@ class SpaceMap:
                 if len(found) == count:
                     self._first_candidate[units] = index
                     return found
+            if self._extent:
+                self._end_extent()
+                return found + self.allocate(units, count - len(found))
             raise self.full()
         except SnapctlError:
             self.free_pages(found, units)
@@ -499,6 +565,7 @@ class SpaceMap:
 
     def _reconsider(self, index: int) -> None:
         """Let the search for free units begin no later than at a bitmap in which some came free."""
+        self._first_extent = min(self._first_extent, index)
         for units, first in self._first_candidate.items():
             self._first_candidate[units] = min(first, index)
 
@@ -549,6 +616,8 @@ class SpaceMap:
         per_bitmap = self._geometry.units_per_bitmap
         free = ~self._busy(index, bitmap) & ((1 << per_bitmap) - 1)
         below = min(per_bitmap, max(0, self._first_unit - index * per_bitmap))
+        if self._extent and self._extent.start // per_bitmap == index:
+            free &= ~((1 << len(self._extent)) - 1 << self._extent.start % per_bitmap)
         return free >> below << below
 
     def _busy(self, index: int, bitmap: _Bitmap) -> int:
@@ -603,7 +672,7 @@ class SpaceMap:
         self._note_change(bitmap, index)
         base = index * self._geometry.units_per_bitmap
         current, committed, previous = bitmap.current, bitmap.committed, bitmap.previous
-        held = 0
+        held, again = 0, []
         for page_no in page_nos:
             bit = page_no - base
             at, mask = bit >> 3, 1 << (bit & 7)
@@ -613,7 +682,11 @@ class SpaceMap:
             if committed[at] & mask:
                 held += 1
             elif not previous[at] & mask:
-                self._free_again(index, bitmap, bit, 1)
+                again.append(bit)
+        if again:
+            self._reconsider(index)
+            if bitmap.free is not None and bitmap.free_units == 1:
+                bitmap.again += again
         self.used -= len(page_nos)
         self._freed_units += held
 

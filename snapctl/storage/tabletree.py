@@ -204,6 +204,16 @@ class TableTree:
             table = child
         return table.words
 
+    def changed_leaf(self, index: int) -> Table | None:
+        """The last-level table that holds `index`, if it is in memory and was changed in the open transaction."""
+        table = self.root
+        for shift in self._shifts:
+            child = table.children.get(index >> shift & self._mask)
+            if child is None:
+                return None
+            table = child
+        return table if table.changed else None
+
     def get(self, index: int) -> Pointer:
         """The pointer at `index`, or the covering one above it; raises as `spans`."""
         leaf, word0, _, _ = self.find(index)

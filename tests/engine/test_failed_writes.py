@@ -31,7 +31,7 @@ def one_leaf_change(noise: random.Random, volume: Node, taken: set[int]) -> Call
             chosen = noise.sample(free, min(len(free), 12))
             blocks = {block: noise.choice([bytes(BLOCK), noise.randbytes(BLOCK)]) for block in chosen}
             taken.update(blocks)
-            return lambda: volume.write_blocks(blocks)
+            return lambda: volume.write_runs(sorted(blocks.items()))
         case kind:
             first = noise.choice([*free, start])
             stop = next((block for block in range(first, start + FANOUT) if block in taken), start + FANOUT)
@@ -88,7 +88,7 @@ def test_blocks_for_which_the_capacity_has_no_room_change_nothing(cow: Cow):
     wanted = state_of(container)
     for start in range(0, 100 * FANOUT, FANOUT):
         try:
-            volume.write_blocks(dict.fromkeys(range(start, start + 30), b"y" * BLOCK))
+            volume.write_runs([(block, b"y" * BLOCK) for block in range(start, start + 30)])
         except NoSpace:
             break
         wanted = state_of(container)
@@ -157,7 +157,7 @@ def test_a_write_that_a_damaged_table_stops_changes_nothing_and_others_go_on(own
     volume, other = container[owner.partition("@")[0]], container.create_volume("other", 5000)
     for attempt in range(3):
         with pytest.raises(Corruption):
-            volume.write_blocks({block: b"1" * BLOCK, block + 3: bytes(BLOCK)})
+            volume.write_runs([(block, b"1" * BLOCK), (block + 3, bytes(BLOCK))])
         with pytest.raises(Corruption):
             volume.write(block * BLOCK + 7, b"2" * BLOCK)
         with pytest.raises(Corruption):

@@ -228,8 +228,8 @@ MUTATIONS = (
     Mutation(
         "committed-block-overwritten-in-place",
         "snapctl/engine/writing.py",
-        "    again = space.fresh_among(old)\n",
-        "    again = set(old)\n",
+        "        if len(pages) == count and space.are_fresh(pages, units):\n",
+        "        if len(pages) == count:\n",
         "A crash leaves new data behind an old checksum: the block cannot be read any more.",
         (COMMIT + "nothing_is_written_to_what_the_last_commit_holds_until_the_next_is_durable",),
     ),

@@ -145,11 +145,11 @@ def test_a_damaged_map_of_the_previous_commit_protects_nothing_and_harms_nothing
 def test_a_page_is_fresh_from_its_allocation_to_the_commit():
     disk = Disk()
     (page,) = disk.space.allocate(1, 1)
-    assert disk.space.fresh_among([page])
+    assert disk.space.are_fresh([page], 1)
     disk.commit()
-    assert not disk.space.fresh_among([page])
+    assert not disk.space.are_fresh([page], 1)
     disk.reopen()
-    assert not disk.space.fresh_among([page])
+    assert not disk.space.are_fresh([page], 1)
 
 
 def test_a_fresh_page_that_is_freed_is_used_again_before_the_space_ends():

@@ -5,7 +5,7 @@ Each takes away one of the things that make a commit safe (docs/design.md, "Comm
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from snapctl.errors import IoFailure
@@ -68,10 +68,10 @@ def reuse_in_the_same_transaction() -> AbstractContextManager[None]:
 def overwriting_committed_pages() -> AbstractContextManager[None]:
     """A block that is written again is overwritten in place, whenever it was born."""
 
-    def always(_space: SpaceMap, page_nos: Iterable[int]) -> set[int]:
-        return set(page_nos)
+    def always(_space: SpaceMap, _page_nos: Sequence[int], _units: int) -> bool:
+        return True
 
-    return replaced(SpaceMap, "fresh_among", always)
+    return replaced(SpaceMap, "are_fresh", always)
 
 
 def going_on_unsynced() -> AbstractContextManager[None]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import Flag, auto
@@ -29,6 +30,7 @@ from snapctl.services.live.room import Room
 if TYPE_CHECKING:
     from snapctl.engine.container import Container
     from snapctl.engine.node import Node
+    from snapctl.engine.writing import Run
 
 T = TypeVar("T")
 
@@ -178,36 +180,42 @@ class Cache:
             self._want(_Wish.APPLY)
         return overlay
 
-    def write_through(self, node: Node, start: int, data: memoryview) -> bool:
-        """Write whole blocks to the open transaction at once, if nothing older is on its way there.
+    def write_through(self, node: Node, runs: Sequence[Run]) -> bool:
+        """Write whole blocks to the open transaction at once, unless that would cost a flush to come its record.
+
+        Args:
+            node: the volume.
+            runs: as for `Node.write_runs`.
 
         Returns:
-            False if they have to go through memory, or wait.
+            False if they have to go through memory, or wait; nothing was written.
 
         Raises:
             SnapctlError: as `admit` and `Node.write`; nothing was written.
         """
+        if self._rounds is not None or self._sealed:
+            return False
         size = self._container.block_size
-        stop = start + len(data) // size
-        logged = None if self._logged is None else self._logged.overlays.get(node)
-        if self._rounds is not None or self._sealed or (logged is not None and logged.touches(start, stop)):
+        spans = [(first, first + len(data) // size) for first, data in runs]
+        blocks = sum(stop - start for start, stop in spans)
+        if not self._applied and self._open.held_bytes + blocks * size <= _MOST_LOGGED_BYTES:
             return False
         self._check_takes(node)
-        direct = Generation()
-        if not self._promise(direct, node, start, stop, stop - start):
-            return False  # and is told to wait where it turns to next
+        overlays = self.overlays(node)
+        if self._logged is not None and any(overlays[-1].touches(*span) for span in spans):
+            return False
         try:
-            node.write(start * size, data)
-        except (NoSpace, Corruption) as error:
-            self._room.release(direct)
+            self._room.take(node, spans, blocks)
+            node.write_runs(runs)
+        except NoSpace:
             self._room.look_again()
-            if isinstance(error, NoSpace):
-                return False
-            raise
-        self._room.applied(direct)
-        self._applied = self._applied or [direct]
-        for overlay in self.overlays(node):
-            overlay.forget(start, stop)
+            return False  # and is told to wait, or why not, where it turns to next
+        self._room.look_again()
+        self._applied = self._applied or [Generation()]
+        for overlay in overlays:
+            for span in spans:
+                if overlay.touches(*span):
+                    overlay.forget(*span)
         self._start_timer()
         self._bound_transaction()
         return True

@@ -7,20 +7,24 @@ generations, newest first, then in the node's tables.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from snapctl.engine import changes
 from snapctl.engine.model import Extent, Kind
-from snapctl.services.live.overlay import Content, Overlay, Run
+from snapctl.services.live.overlay import Content, Overlay, Stretch
 from snapctl.storage.backend import Buffer
 
 if TYPE_CHECKING:
     from snapctl.engine.node import Node
+    from snapctl.engine.writing import Run
     from snapctl.services.live.cache import Cache
 
 
 _WRITE_THROUGH_BYTES, _WRITE_THROUGH_BLOCKS = 64 << 10, 16
 """Writes of whole blocks, of so many bytes or blocks, need not wait in memory for neighbours: they have enough."""
+
+_offset = itemgetter(0)
 
 
 class Device:
@@ -110,6 +114,28 @@ class Device:
                 return True
         return self._write(offset, memoryview(data).cast("B"))
 
+    def write_together(self, writes: Sequence[tuple[int, memoryview]]) -> bool:
+        """Take writes that have come together, (offset, data) each, at less cost than one by one.
+
+        Returns:
+            False if nothing was taken: they are not whole blocks, touch each other, or had better be taken by `write`,
+            which needs data that does not change afterwards.
+
+        Raises:
+            SnapctlError: as `Node.write`; nothing was taken.
+        """
+        size, fanout = self.block_size, self._fanout
+        runs: list[Run] = []
+        stop = 0
+        for offset, data in sorted(writes, key=_offset):
+            first, at = divmod(offset, size)
+            count, rest = divmod(len(data), size)
+            if at or rest or first < stop or first % fanout + count > fanout:
+                return False
+            stop = first + count
+            runs.append((first, data))
+        return stop * size <= self.node.size_bytes and self._cache.write_through(self.node, runs)
+
     def zero(self, offset: int, length: int) -> bool:
         """Make a range read as zeros and give up the data of its whole blocks; returns and raises as `write`."""
         self._check_writable(offset, length)
@@ -177,7 +203,7 @@ class Device:
         size, end = self.block_size, offset + length
         first, stop = offset // size, -(-end // size)
         is_large = length >= self._write_through_bytes and not (offset % size or end % size)
-        if is_large and self._cache.write_through(self.node, first, view):
+        if is_large and self._cache.write_through(self.node, self._runs_of(first, view)):
             return True
         head = self._patched(first, offset, view) if offset % size or length < size else None
         has_tail = bool(end % size) and stop - 1 > first
@@ -195,6 +221,13 @@ class Device:
             begin = block_no * size - offset
             overlay.put(block_no, view[begin : begin + size])
         return True
+
+    def _runs_of(self, first: int, data: memoryview) -> list[Run]:
+        """Whole blocks from the block `first` on, a leaf at a time."""
+        size, step = self.block_size, self._fanout
+        begin = -(first % step) * size
+        starts = range(begin, len(data), step * size)
+        return [(first + max(0, at) // size, data[max(0, at) : at + step * size]) for at in starts]
 
     def _check_writable(self, offset: int, length: int) -> None:
         self.node.check_writable()
@@ -228,7 +261,7 @@ class Device:
                 block = memoryview(overlays[0].get(start) or b"")
                 part[:] = block[begin - start * size : finish - start * size]
 
-    def _runs(self, offset: int, length: int) -> Iterator[Run]:
+    def _runs(self, offset: int, length: int) -> Iterator[Stretch]:
         """What the overlays have of a range, now, as (begin, end, content) in bytes; neighbours are joined."""
         self.node.check_range(offset, length)
         size, end = self.block_size, offset + length
@@ -244,7 +277,7 @@ class Device:
             yield begin, end, last
 
 
-def _stacked(overlays: Sequence[Overlay], start: int, stop: int) -> Iterator[Run]:
+def _stacked(overlays: Sequence[Overlay], start: int, stop: int) -> Iterator[Stretch]:
     """What the first overlay that has anything has, for each block of a range."""
     if not overlays:
         yield start, stop, Content.BELOW

@@ -19,7 +19,7 @@ class Content(Enum):
     """A single block, which `Overlay.blocks` holds."""
 
 
-Run = tuple[int, int, Content]
+Stretch = tuple[int, int, Content]
 """First block, block after the last, and what is there."""
 
 
@@ -101,9 +101,14 @@ class Overlay:
 
     def touches(self, start: int, stop: int) -> bool:
         """Whether anything is here of a range of blocks; zeros elsewhere may count."""
-        return bool(self.zeros) or bool(self._written(start, stop))
+        if self.zeros:
+            return True
+        if stop == start + 1:
+            leaf = self.leaves.get(start // self._fanout)
+            return leaf is not None and start in leaf
+        return bool(self._written(start, stop))
 
-    def runs(self, start: int, stop: int) -> Iterator[Run]:
+    def runs(self, start: int, stop: int) -> Iterator[Stretch]:
         """Tell what is here of a range of blocks, in order and without gaps; written blocks one by one."""
         position = start
         for block_no in self._written(start, stop):
@@ -135,7 +140,7 @@ class Overlay:
         for block_no in self._written(start, stop):
             del self.leaves[block_no // self._fanout][block_no]
 
-    def _unwritten(self, start: int, stop: int) -> Iterator[Run]:
+    def _unwritten(self, start: int, stop: int) -> Iterator[Stretch]:
         index = bisect_left(self.zeros, (start, start))
         if index and self.zeros[index - 1][1] > start:
             index -= 1

@@ -6,6 +6,7 @@ the volume and in its newest snapshot, and the space map. It holds for the capac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -107,6 +108,38 @@ class Room:
         generation.promised_units += units
         self.promised_units += units
 
+    def take(self, node: Node, spans: Sequence[tuple[int, int]], blocks: int) -> None:
+        """Take room for blocks that are written to the open transaction at once, and promise it what tables they need.
+
+        Args:
+            node: the volume.
+            spans: the blocks, as (first, block after the last), each beneath one leaf.
+            blocks: how many they are.
+
+        Raises:
+            NoSpace: as `promise`.
+            IoFailure: the system refuses.
+        """
+        geometry, heir = self._container.geometry, node.newest_snapshot
+        copies = 2 if heir is not None and node.cow is Cow.COPY else 1
+        fanout = geometry.fanout
+        leaves = {(node.id, fanout, start // fanout) for start, _ in spans} - self._tables
+        new = {(number, span, leaf * fanout // span) for number, _, leaf in leaves for span in geometry.spans}
+        new -= self._tables
+        bitmaps = min(blocks, self._bitmaps - self._transaction_bitmaps)
+        overhead = ((1 if heir is None else 2) * len(new) + bitmaps) * geometry.table_units
+        if not self._transaction_units:
+            overhead += _TABLES_OF_A_COMMIT * geometry.table_units
+        wanted = self.promised_units + overhead + blocks * geometry.block_units * copies
+        if wanted > self._free:
+            raise self._container.space.full()
+        if wanted > self._kept_units:
+            self._keep(wanted)
+        self._tables |= new
+        self._transaction_bitmaps += bitmaps
+        self._transaction_units += overhead
+        self.promised_units += overhead
+
     def applied(self, generation: Generation) -> None:
         """Take note that the data has its pages; tables that the open transaction changes anyway count once."""
         geometry = self._container.geometry
@@ -168,7 +201,7 @@ class Room:
         """The tables above blocks that a generation has nothing promised for; raises as `promise` for damaged ones."""
         fanout = self._container.geometry.fanout
         tables: set[Table] = set()
-        for span in (fanout, fanout**2, fanout**3):
+        for span in self._container.geometry.spans:
             entries = range(start // span, (stop - 1) // span + 1) if is_data else {start // span, (stop - 1) // span}
             tables.update((node.id, span, entry) for entry in entries)
         tables -= generation.tables

@@ -120,12 +120,10 @@ class Answers:
         """Take note that a request has been answered."""
         self.statistics.of(request.command).add(request.length, perf_counter_ns() - request.began_ns)
 
-    def count_many(self, began_ns: int, *counts: tuple[int, int, int]) -> None:
-        """Take note that requests which arrived at the same time have been answered: command, number and bytes."""
-        took_ns = perf_counter_ns() - began_ns
-        for command, requests, length_bytes in counts:
-            if requests:
-                self.statistics.of(command).add(length_bytes, took_ns, requests)
+    def count_many(self, began_ns: int, command: int, requests: int, length_bytes: int) -> None:
+        """Take note that requests of one command which arrived at the same time have been answered."""
+        if requests:
+            self.statistics.of(command).add(length_bytes, perf_counter_ns() - began_ns, requests)
 
     def send_batch(self) -> None:
         """Send what is gathered if it is much."""

@@ -20,7 +20,8 @@ Three decisions that the document leaves to a server:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from time import perf_counter_ns
 
 from snapctl.services.live.container import LiveContainer
@@ -45,8 +46,15 @@ TURN_NANOSECONDS = 2_000_000
 _ROUND = 64
 """Requests between two looks at the time."""
 
+_TOGETHER = 4
+"""Writes that it is worth to take at a stroke."""
+
 _MAX_FLUSHES = 1024
 """Requests of one connection that wait for a commit."""
+
+
+_Write = tuple[int, int, memoryview]
+"""Cookie, offset and data, which is only there until more is received."""
 
 
 class Transmission:
@@ -164,13 +172,15 @@ class Transmission:
         """
         unpack, size = self._header_in_four.unpack_from, self._header.size
         plain_read, plain_write, end_bytes = self._plain_read, self._plain_write, self.agreement.size_bytes
-        read, write, backend = self._device.read, self._device.write, self._reads.backend
+        read, backend = self._device.read, self._reads.backend
+        view = memoryview(data)
         answers = self._answers
         form = answers.form
-        whole, done, is_chunked = form.whole, form.done, form.is_chunked
+        whole, is_chunked = form.whole, form.is_chunked
         append = answers.gathered.append
         room = BATCH_BYTES - answers.gathered_bytes
-        read_bytes = written_bytes = reads = writes = 0
+        read_bytes = reads = 0
+        writes: list[_Write] = []
         last = end - size
         for _ in range(_ROUND):
             if position > last or room <= 0:
@@ -181,12 +191,8 @@ class Transmission:
                 break
             try:
                 if kind == plain_write and begin + length <= end:
-                    if not write(offset, data[begin : begin + length]):
-                        break
-                    append(done(cookie, offset))
                     position = begin + length
-                    writes += 1
-                    written_bytes += length
+                    writes.append((cookie, offset, view[begin:position]))
                     continue
                 if kind != plain_read or length > PIECE_BYTES:
                     break
@@ -210,8 +216,32 @@ class Transmission:
             reads += 1
             read_bytes += length
         answers.gathered_bytes += read_bytes
-        answers.count_many(began_ns, (wire.CMD_READ, reads, read_bytes), (wire.CMD_WRITE, writes, written_bytes))
+        answers.count_many(began_ns, wire.CMD_READ, reads, read_bytes)
+        if writes:
+            self._take_writes(writes, began_ns)
         return position
+
+    def _take_writes(self, writes: Sequence[_Write], began_ns: int) -> None:
+        """Execute valid writes that have come together: all at a stroke, or those that have to wait one by one."""
+        answers, device = self._answers, self._device
+        taken = 0
+        with suppress(Exception):  # whoever takes them again meets it again, and tells
+            if len(writes) >= _TOGETHER and device.write_together([write[1:] for write in writes]):
+                taken = len(writes)
+            while taken < len(writes) and device.write(writes[taken][1], bytes(writes[taken][2])):
+                taken += 1
+        done = answers.form.done
+        answers.gathered += [done(cookie, offset) for cookie, offset, _ in writes[:taken]]
+        answers.count_many(began_ns, wire.CMD_WRITE, taken, sum(len(data) for _, _, data in writes[:taken]))
+        if taken < len(writes):
+            self._start(
+                self._write_later(
+                    [
+                        (Request(0, wire.CMD_WRITE, cookie, offset, len(data), began_ns), bytes(data))
+                        for cookie, offset, data in writes[taken:]
+                    ]
+                )
+            )
 
     def payload_received(self, count: int) -> None:
         """Take note that the first `count` bytes of `payload` have been filled, and write when all are there."""
@@ -328,6 +358,16 @@ class Transmission:
                 return
             self._changed(request)
         self._give_back()
+
+    async def _write_later(self, writes: list[tuple[Request, bytes]]) -> None:
+        for request, data in writes:
+            try:
+                while not (self._answers.is_lost or self._device.write(request.offset, data)):
+                    await self._live.until_room()
+            except Exception as error:  # noqa: BLE001 as above
+                self._answers.failed(request, error)
+            else:
+                self._changed(request)
 
     async def _change_later(self, request: Request, apply: Callable[[], bool]) -> None:
         try:
