@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -18,8 +18,8 @@ from snapctl.storage.tabletree import TableTree
 if TYPE_CHECKING:
     from array import array
 
+    from snapctl.engine.runs import Run
     from snapctl.engine.session import Session
-    from snapctl.engine.writing import Run
 
 
 class Node:
@@ -236,7 +236,7 @@ class Node:
             with self.container.attempting(moves_pages=self._copies):
                 writing.write(self, offset, view)
 
-    def write_runs(self, runs: Sequence[Run]) -> None:
+    def write_runs(self, runs: list[Run]) -> None:
         """Write whole blocks for which the caller has room, all of them or none; raises as `write`.
 
         Args:

@@ -207,6 +207,11 @@ class Session:
         self._is_sealed = True
         return True
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether a commit is in flight, so that nothing can be changed."""
+        return self._is_sealed
+
     def make_durable(self) -> None:
         """Wait for the disk until what is sealed is durable; others may read meanwhile, on another thread.
 

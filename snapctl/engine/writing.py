@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from array import array
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from snapctl.compiled import IS_COMPILED, native
 from snapctl.engine import reading
 from snapctl.engine.handover import Handover
 from snapctl.engine.model import Cow, Kind
 from snapctl.errors import BadSize, Corruption, DataLost, IoFailure, SnapctlError
-from snapctl.format.checksum import checksums, crc32c
+from snapctl.format.checksum import checksums_of
 from snapctl.format.pointer import (
     BIRTH_SHIFT,
     CHECKSUM_MASK,
@@ -32,13 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from snapctl.engine.node import Node
+    from snapctl.engine.runs import Run
     from snapctl.engine.session import Session
     from snapctl.format.geometry import Geometry
     from snapctl.storage.backend import Buffer
     from snapctl.storage.spacemap import SpaceMap
-
-    Run = tuple[int, Buffer]
-    """The number of the first block, and the bytes of one or more, all beneath one leaf."""
 
 _TOGETHER_BYTES = 64 << 10
 """From there on, fresh pages had better follow each other, so that they are written and read at a stroke."""
@@ -199,7 +198,7 @@ def _trim_blocks(node: Node, start: int, stop: int) -> None:
             container.note_change(heir)
 
 
-def write_runs(node: Node, runs: Sequence[Run]) -> None:
+def write_runs(node: Node, runs: list[Run]) -> None:
     """Write whole blocks, all of them or none: neighbours among them become neighbours on disk as far as possible.
 
     What can fail comes before anything changes: tables are read, and data goes to pages that nothing points to yet.
@@ -213,81 +212,103 @@ def write_runs(node: Node, runs: Sequence[Run]) -> None:
     """
     container = node.container
     container.relieve(may_write=True)
-    size = container.block_size
-    found = [[crc32c(data)] if len(data) == size else checksums(data, size) for _, data in runs]
-    zero_checksum = container.zero_checksum
-    if not any(zero_checksum in each for each in found):
-        _write_data(node, runs, found)
+    sums = checksums_of([data for _, data in runs], container.block_size)
+    if container.zero_checksum not in sums:
+        _write_data(node, runs, sums)
         return
-    data_runs, holes = _find_holes(container, runs, found)
+    data_runs, holes = _find_holes(container, runs, sums)
     for owner in filter(None, (node, node.newest_snapshot)):
         for first, _ in holes:
             _old_words(owner, first)
     if data_runs:
-        _write_data(node, data_runs, [[crc32c(data)] for _, data in data_runs])
+        _write_data(node, data_runs, checksums_of([data for _, data in data_runs], container.block_size))
     with container.changing(moves_pages=False):
         for first, stop in holes:
             _trim_blocks(node, first, stop)
 
 
 def _find_holes(
-    container: Session, runs: Sequence[Run], found: Sequence[Sequence[int]]
+    container: Session, runs: Sequence[Run], sums: Sequence[int]
 ) -> tuple[list[Run], list[tuple[int, int]]]:
     """Tell blocks that are zeros, as ranges, from those that are not, one by one."""
-    size, zeros = container.block_size, container.zero_block
+    size, zeros, mask = container.block_size, container.zero_block, container.geometry.fanout_mask
     data_runs: list[Run] = []
     holes: list[tuple[int, int]] = []
-    for (first, data), each in zip(runs, found, strict=True):
-        view = memoryview(data)
-        for i, checksum in enumerate(each):
-            block = view[i * size : (i + 1) * size]
-            if checksum != container.zero_checksum or block != zeros:
-                data_runs.append((first + i, block))
-            elif holes and holes[-1][1] == first + i and (first + i) & container.geometry.fanout_mask:
-                holes[-1] = holes[-1][0], first + i + 1
-            else:
-                holes.append((first + i, first + i + 1))
+    blocks = (
+        (first + at // size, memoryview(data)[at : at + size])
+        for first, data in runs
+        for at in range(0, len(data), size)
+    )
+    for (number, block), checksum in zip(blocks, sums, strict=True):
+        if checksum != container.zero_checksum or block != zeros:
+            data_runs.append((number, block))
+        elif holes and holes[-1][1] == number and number & mask:
+            holes[-1] = holes[-1][0], number + 1
+        else:
+            holes.append((number, number + 1))
     return data_runs, holes
 
 
 def _old_words(node: Node, block_no: int) -> array[int]:
     """The words of the leaf that holds a block, as they are or would be if it were made; only to be read."""
-    leaf = node.tree.changed_leaf(block_no)
-    if leaf is None:
+    words = node.tree.leaves.get(block_no >> node.container.geometry.fanout_shift)
+    if words is None:
         leaf, word0, _, _ = node.tree.find(block_no)
-        if leaf is None:
-            return filled_table(node.tree.fanout, word0)
-    return leaf.words
+        return filled_table(node.tree.fanout, word0) if leaf is None else leaf.words
+    return words
 
 
-def _write_data(node: Node, runs: Sequence[Run], found: Sequence[Sequence[int]]) -> None:
-    """Write blocks that are not zeros, as `write_runs`, given their checksums.
+class _Plan(NamedTuple):
+    """Where runs go.
+
+    Attributes:
+        places: of each run the first page, if it is written again where it stands; 0 for fresh pages.
+        old: pages that are given up.
+        new_blocks: how many fresh pages it takes.
+        lacking: blocks that the newest snapshot has to inherit first, by the first block of their run.
+        originals: what blocks have held so far, to be copied for it.
+    """
+
+    places: list[int]
+    old: list[int]
+    new_blocks: int
+    lacking: Mapping[int, Sequence[int]] = {}
+    originals: Mapping[int, bytes] = {}
+
+
+def _plan(node: Node, runs: list[Run]) -> _Plan:
+    """Find out where runs go; raises as `write` for tables that cannot be read.
 
     What an entry leads to so far is given to the newest snapshot if that lacks it. Else a run whose pages follow each
-    other and were all born in this transaction is written in place; pages of any other are freed.
+    other and were all born in this transaction is written in place; pages of any other are given up.
     """
-    container = node.container
-    geometry, space, heir = container.geometry, container.space, node.newest_snapshot
+    container, heir = node.container, node.newest_snapshot
+    geometry, space = container.geometry, container.space
     shift, mask, units = geometry.block_shift, geometry.fanout_mask, geometry.block_units
+    if IS_COMPILED and heir is None:
+        found = native.plan(
+            node.tree.leaves, space.bitmaps, runs, shift, geometry.fanout_shift, geometry.bitmap_shift, units
+        )
+        if found is not None:
+            return _Plan(*found)
     places: list[int] = []
+    old: list[int] = []
     lacking: dict[int, list[int]] = {}
     originals: dict[int, bytes] = {}
-    old: list[int] = []
     new_blocks = 0
     for first, data in runs:
         words, entry, count = _old_words(node, first), first & mask, len(data) >> shift
-        entries = range(entry, entry + count)
-        kept: Sequence[int] = entries
+        kept: Sequence[int] = range(entry, entry + count)
         if heir is not None:
             inherits = _old_words(heir, first)
-            missing = [entry for entry in entries if not inherits[2 * entry]]
+            missing = [entry for entry in kept if not inherits[2 * entry]]
             if missing:
                 lacking[first] = missing
                 if node.cow is Cow.COPY:
                     copies = _originals(node, missing, words)
                     originals.update((first - entry + each, page) for each, page in copies.items())
                     missing = [entry for entry in missing if entry not in copies]
-                kept = [entry for entry in entries if entry not in missing]
+                kept = [entry for entry in kept if entry not in missing]
         pages = _pages_of(words, kept, units)
         if len(pages) == count and space.are_fresh(pages, units):
             places.append(pages[0])
@@ -295,24 +316,32 @@ def _write_data(node: Node, runs: Sequence[Run], found: Sequence[Sequence[int]])
             places.append(0)
             old += pages
             new_blocks += count
-    again = [(place, data) for place, (_, data) in zip(places, runs, strict=True) if place]
-    if len(set(old)) < len(old) or len({place for place, _ in again}) < len(again):
+    return _Plan(places, old, new_blocks, lacking, originals)
+
+
+def _write_data(node: Node, runs: list[Run], sums: list[int]) -> None:
+    """Write blocks that are not zeros, as `write_runs`, given their checksums."""
+    container = node.container
+    geometry, space = container.geometry, container.space
+    plan = _plan(node, runs)
+    again = [(place, data) for place, (_, data) in zip(plan.places, runs, strict=True) if place]
+    if len(set(plan.old)) < len(plan.old) or len({place for place, _ in again}) < len(again):
         raise Corruption(f"{node.name}: two entries of a table lead to one page; run check", node=node.name)
-    fresh = _allocate(space, geometry, len(originals) + new_blocks)
-    copied, pages = fresh[: len(originals)], fresh[len(originals) :]
-    moved = [data for (_, data), place in zip(runs, places, strict=True) if not place]
+    fresh = _allocate(space, geometry, len(plan.originals) + plan.new_blocks)
+    copied, pages = fresh[: len(plan.originals)], fresh[len(plan.originals) :]
+    moved = [data for (_, data), place in zip(runs, plan.places, strict=True) if not place]
     try:
-        container.pages.write_pages(copied, list(originals.values()))
+        container.pages.write_pages(copied, list(plan.originals.values()))
         _write_fresh(container, pages, moved)
         for place, data in again:
             container.pages.rewrite(place, data)
     except SnapctlError:
-        space.free_pages(fresh, units)
+        space.free_pages(fresh, geometry.block_units)
         raise
     with container.changing(moves_pages=False):
-        _enter(node, runs, found, places, pages, lacking, dict(zip(originals, copied, strict=True)))
-        space.free_pages(old, units)
-        node.own_blocks += new_blocks - len(old)
+        _enter(node, runs, plan, list(pages), sums, dict(zip(plan.originals, copied, strict=True)))
+        space.free_pages(plan.old, geometry.block_units)
+        node.own_blocks += plan.new_blocks - len(plan.old)
         container.note_change(node)
 
 
@@ -351,34 +380,39 @@ def _pages_of(words: array[int], entries: Sequence[int], units: int) -> Sequence
 
 
 def _enter(
-    node: Node,
-    runs: Sequence[Run],
-    found: Sequence[Sequence[int]],
-    places: Sequence[int],
-    pages: Sequence[int],
-    lacking: Mapping[int, Sequence[int]],
-    copied: Mapping[int, int],
+    node: Node, runs: list[Run], plan: _Plan, pages: list[int], sums: list[int], copied: Mapping[int, int]
 ) -> None:
-    """Have the tables lead to what was written; arguments as in `_write_data`."""
+    """Have the tables lead to what was written.
+
+    Args:
+        node: the volume.
+        runs: what was written.
+        plan: where it went.
+        pages: the fresh pages, one for each block that was not written in place.
+        sums: the checksum of each block.
+        copied: pages that hold copies for the newest snapshot, by block.
+    """
     container, tree, heir = node.container, node.tree, node.newest_snapshot
-    shift, mask = container.geometry.block_shift, container.geometry.fanout_mask
+    geometry = container.geometry
+    shift, mask, units = geometry.block_shift, geometry.fanout_mask, geometry.block_units
     birth = (container.transaction & CHECKSUM_MASK) << BIRTH_SHIFT
-    used = 0
-    for (first, data), sums, place in zip(runs, found, places, strict=True):
-        words = (tree.changed_leaf(first) or tree.leaf_for_writing(first)).words
-        if heir is not None and first in lacking:
-            _preserve(node, heir, first - (first & mask), lacking[first], words, copied)
+    if (
+        IS_COMPILED
+        and not plan.lacking
+        and native.enter(tree.leaves, runs, plan.places, pages, sums, shift, geometry.fanout_shift, units, birth)
+    ):
+        return
+    next_page = next_sum = 0
+    for (first, data), place in zip(runs, plan.places, strict=True):
+        words = tree.leaves.get(first >> geometry.fanout_shift) or tree.leaf_for_writing(first).words
+        if heir is not None and first in plan.lacking:
+            _preserve(node, heir, first - (first & mask), plan.lacking[first], words, copied)
         low, count = 2 * (first & mask), len(data) >> shift
-        if count == 1:
-            if not place:
-                words[low] = PAGE_WORD | pages[used]
-                used += 1
-            words[low + 1] = birth | sums[0]
-            continue
         if not place:
-            chosen, used = pages[used : used + count], used + count
+            chosen, next_page = pages[next_page : next_page + count], next_page + count
             words[low : low + 2 * count : 2] = array("Q", [PAGE_WORD | page_no for page_no in chosen])
-        words[low + 1 : low + 2 * count : 2] = array("Q", [birth | checksum for checksum in sums])
+        found, next_sum = sums[next_sum : next_sum + count], next_sum + count
+        words[low + 1 : low + 2 * count : 2] = array("Q", [birth | checksum for checksum in found])
 
 
 def _preserve(

@@ -53,6 +53,7 @@ class Geometry:
     first_page: int = field(init=False)
     max_blocks: int = field(init=False)
     units_per_bitmap: int = field(init=False)
+    bitmap_shift: int = field(init=False)
     max_units: int = field(init=False)
     records_per_page: int = field(init=False)
 
@@ -74,6 +75,7 @@ class Geometry:
             "first_page": SUPERBLOCK_AREA // unit,
             "max_blocks": fanout**VOLUME_DEPTH,
             "units_per_bitmap": self.table_size * 8,
+            "bitmap_shift": self.table_size.bit_length() + 2,
             "max_units": min(fanout**INDEX_DEPTH * self.table_size * 8, 1 << 48, (1 << 63) // unit),
             "records_per_page": self.table_size // RECORD_BYTES,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from snapctl.compiled import IS_COMPILED, native
 from snapctl.errors import Corruption
 
 _WAS_SET = "a page that is in use was to be allocated; run check"
@@ -57,6 +58,38 @@ def set_each(bitmap: bytearray, bits: Iterable[int]) -> None:
         if bitmap[at] & mask:
             raise Corruption(_WAS_SET)
         bitmap[at] |= mask
+
+
+def clear_each(current: bytearray, committed: bytes, previous: bytes, bits: list[int]) -> tuple[int, list[int]]:
+    """Clear single bits of a bitmap that must all be set.
+
+    Args:
+        current: the bitmap.
+        committed: as the last commit has it.
+        previous: as the commit before has it.
+        bits: which, in ascending order.
+
+    Returns:
+        How many of them the last commit has set, and which of them neither has.
+
+    Raises:
+        Corruption: one is clear already; those before it are clear now.
+    """
+    if IS_COMPILED:
+        found = native.clear_each(current, committed, previous, bits)
+        if found is not None:
+            return found
+    held, again = 0, []
+    for bit in bits:
+        at, mask = bit >> 3, 1 << (bit & 7)
+        if not current[at] & mask:
+            raise Corruption(WAS_CLEAR)
+        current[at] ^= mask
+        if committed[at] & mask:
+            held += 1
+        elif not previous[at] & mask:
+            again.append(bit)
+    return held, again
 
 
 def starts(bits: int, length: int, count: int) -> Iterator[int]:

@@ -28,6 +28,7 @@ from snapctl.format.superblock import Superblock
 from snapctl.storage.bitmap import (
     WAS_CLEAR,
     clear_bits,
+    clear_each,
     count_bits,
     first_run,
     has_run,
@@ -44,8 +45,8 @@ from snapctl.units import format_size
 
 _PUNCH_BYTES = 1 << 20
 """Runs at least as long are given back to the file system."""
-_EXTENT_BYTES = 1 << 20
-"""What is to lie together is given room in free runs at least as long."""
+_EXTENT_BYTES, _MOST_EXTENT_BYTES = 1 << 20, 4 << 20
+"""What is to lie together is given room in free runs at least as long, of which no more is set aside for it."""
 _NEAR = 8
 """Bitmaps that are searched for one before the end of the file is."""
 _MOST_HOLES, _MOST_HOLE_BYTES = 4, 1 << 30
@@ -111,6 +112,7 @@ class SpaceMap:
 
     Attributes:
         used: units in use in the open transaction, the superblock area among them.
+        bitmaps: those in memory, by index; for looking only.
         pending: pages of the map itself that are free as soon as the change under way is done.
         idle_units: what may be kept of long runs that nothing stands for any more, to be allocated again, before the
             rest is punched out. To write into a hole costs the file system much more than to overwrite.
@@ -131,7 +133,7 @@ class SpaceMap:
         self.pending: list[tuple[int, int]] = []
         self._committed = committed
         self._previous = previous
-        self._bitmaps: dict[int, _Bitmap] = {}
+        self.bitmaps: dict[int, _Bitmap] = {}
         self._first_candidate: dict[int, int] = {}
         self._extent = range(0)  # free units that nobody else is given
         self._first_extent = 0
@@ -165,7 +167,7 @@ class SpaceMap:
         space.used = 0
         for index, bits in in_use:
             page = bits.to_bytes(pages.geometry.table_size, "little")
-            space._bitmaps[index] = _Bitmap(bytearray(page), page, page, changed=True)
+            space.bitmaps[index] = _Bitmap(bytearray(page), page, page, changed=True)
             space._tree.leaf_for_writing(index)
             space.used += bits.bit_count()
         return space
@@ -189,7 +191,7 @@ class SpaceMap:
 
     def pin(self) -> Pin:
         """Keep every page that the last commit has in use, whatever later ones free, until `unpin`."""
-        return self._pins.add({index: bitmap.committed for index, bitmap in self._bitmaps.items()})
+        return self._pins.add({index: bitmap.committed for index, bitmap in self.bitmaps.items()})
 
     def unpin(self, pin: Pin) -> list[tuple[int, int]]:
         """End a pin, which makes what it alone kept available at once.
@@ -257,7 +259,7 @@ class SpaceMap:
         per_bitmap = self._geometry.units_per_bitmap
         first = page_nos[0]
         if len(page_nos) == 1:
-            bitmap = self._bitmaps.get(first // per_bitmap) or self._bitmap_of(first)
+            bitmap = self.bitmaps.get(first // per_bitmap) or self._bitmap_of(first)
             at, mask = first % per_bitmap >> 3, 1 << (first & 7)
             if not bitmap.current[at] & mask:
                 raise Corruption(WAS_CLEAR)
@@ -316,6 +318,7 @@ class SpaceMap:
         many holes had better be filled.
         """
         least = max(least_units, _EXTENT_BYTES // self._geometry.unit)
+        most = max(least_units, _MOST_EXTENT_BYTES // self._geometry.unit)
         per_bitmap = self._geometry.units_per_bitmap
         end = self._pages.end_page // per_bitmap
         indexes = [*range(self._first_extent, min(self._first_extent + _NEAR, end))]
@@ -329,13 +332,14 @@ class SpaceMap:
             if found is not None:
                 bitmap.forget_free()
                 self._first_extent = index
-                return range(index * per_bitmap + found[0], index * per_bitmap + found[1])
+                first = index * per_bitmap + found[0]
+                return range(first, min(first + most, index * per_bitmap + found[1]))
         return range(0)
 
     def _end_extent(self) -> None:
         """Let what is left of the extent be allocated by anybody."""
         if self._extent:
-            bitmap = self._bitmaps.get(self._extent.start // self._geometry.units_per_bitmap)
+            bitmap = self.bitmaps.get(self._extent.start // self._geometry.units_per_bitmap)
             self._extent = range(0)
             if bitmap is not None:
                 bitmap.forget_free()
@@ -417,7 +421,7 @@ class SpaceMap:
         """
         again = True
         while again:
-            for index, bitmap in list(self._bitmaps.items()):
+            for index, bitmap in list(self.bitmaps.items()):
                 if bitmap.changed:
                     if bitmap.page_no == 0:
                         bitmap.page_no = self.allocate(self._geometry.table_units, 1)[0]
@@ -427,7 +431,7 @@ class SpaceMap:
             self._settle()
             again = self._tree.place()
             self._settle()
-            again |= any(bitmap.changed and bitmap.page_no == 0 for bitmap in self._bitmaps.values())
+            again |= any(bitmap.changed and bitmap.page_no == 0 for bitmap in self.bitmaps.values())
 
     def write(self) -> Pointer:
         """Write the placed map.
@@ -441,7 +445,7 @@ class SpaceMap:
         """
         batch: dict[int, bytes] = {}
         per_bitmap = self._geometry.units_per_bitmap
-        for index, bitmap in self._bitmaps.items():
+        for index, bitmap in self.bitmaps.items():
             if bitmap.changed:
                 page = bytes(bitmap.current)
                 batch[bitmap.page_no] = page
@@ -459,10 +463,10 @@ class SpaceMap:
             Corruption: a bitmap in which something was freed cannot be read.
         """
         self._idle += self._retired()
-        changed = {index for index, bitmap in self._bitmaps.items() if bitmap.changed}
+        changed = {index for index, bitmap in self.bitmaps.items() if bitmap.changed}
         for index in changed | self._differing:
             self._reconsider(index)
-            bitmap = self._bitmaps.get(index)
+            bitmap = self.bitmaps.get(index)
             if bitmap is not None:
                 bitmap.previous = bitmap.committed
                 bitmap.committed = bytes(bitmap.current)
@@ -498,7 +502,7 @@ class SpaceMap:
 
     def fresh_runs(self) -> Iterator[tuple[int, int]]:
         """Long runs (page, units) that the open transaction alone has taken, for whoever gives it up."""
-        for index, bitmap in self._bitmaps.items():
+        for index, bitmap in self.bitmaps.items():
             if bitmap.changed:
                 states = (bitmap.current, bitmap.committed, bitmap.previous)
                 now, last, before = (int.from_bytes(state, "little") for state in states)
@@ -573,7 +577,7 @@ class SpaceMap:
         """Indexes of bitmaps from `first` on that may have free units, in order."""
         per_bitmap = self._geometry.units_per_bitmap
         for index in range(first, -(-self._limit // per_bitmap)):
-            if index in self._bitmaps:
+            if index in self.bitmaps:
                 yield index
                 continue
             pointer = self._tree.get(index)
@@ -671,18 +675,8 @@ class SpaceMap:
         bitmap = self._bitmap(index)
         self._note_change(bitmap, index)
         base = index * self._geometry.units_per_bitmap
-        current, committed, previous = bitmap.current, bitmap.committed, bitmap.previous
-        held, again = 0, []
-        for page_no in page_nos:
-            bit = page_no - base
-            at, mask = bit >> 3, 1 << (bit & 7)
-            if not current[at] & mask:
-                raise Corruption(WAS_CLEAR)
-            current[at] ^= mask
-            if committed[at] & mask:
-                held += 1
-            elif not previous[at] & mask:
-                again.append(bit)
+        states = bitmap.current, bitmap.committed, bitmap.previous
+        held, again = clear_each(*states, [page_no - base for page_no in page_nos])
         if again:
             self._reconsider(index)
             if bitmap.free is not None and bitmap.free_units == 1:
@@ -697,7 +691,7 @@ class SpaceMap:
         self._reconsider(index)
 
     def _bitmap(self, index: int) -> _Bitmap:
-        bitmap = self._bitmaps.get(index)
+        bitmap = self.bitmaps.get(index)
         if bitmap is None:
             pointer = self._tree.get(index)
             committed = previous = self._read(pointer)
@@ -708,7 +702,7 @@ class SpaceMap:
                 except Corruption:
                     self._previous_tree = None
             bitmap = _Bitmap(bytearray(committed), committed, previous, pointer.word0 & PAGE_MASK)
-            self._bitmaps[index] = bitmap
+            self.bitmaps[index] = bitmap
             self._pins.note(index, committed)
         return bitmap
 

@@ -75,6 +75,8 @@ class TableTree:
         pointer: to the first table as last written.
         fanout: entries of a table.
         capacity: indexes that it covers.
+        leaves: the words of last-level tables that are changed and in memory, by index divided by the fanout: those
+            that were asked for since any was written out or taken away.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class TableTree:
         self.capacity = self.fanout**depth
         self.what = what
         self.transaction = transaction
+        self.leaves: dict[int, array[int]] = {}
         self.pointer = pointer or NOWHERE
         if pointer is None:
             self.root = Table(filled_table(self.fanout), 0, changed=True)
@@ -204,16 +207,6 @@ class TableTree:
             table = child
         return table.words
 
-    def changed_leaf(self, index: int) -> Table | None:
-        """The last-level table that holds `index`, if it is in memory and was changed in the open transaction."""
-        table = self.root
-        for shift in self._shifts:
-            child = table.children.get(index >> shift & self._mask)
-            if child is None:
-                return None
-            table = child
-        return table if table.changed else None
-
     def get(self, index: int) -> Pointer:
         """The pointer at `index`, or the covering one above it; raises as `spans`."""
         leaf, word0, _, _ = self.find(index)
@@ -230,7 +223,9 @@ class TableTree:
 
     def leaf_for_writing(self, index: int) -> Table:
         """The last-level table that holds `index`, made if need be, ready to be changed; raises as `spans`."""
-        return self.table_for_writing(self.depth - 1, index)
+        leaf = self.table_for_writing(self.depth - 1, index)
+        self.leaves[index // self.fanout] = leaf.words
+        return leaf
 
     def table_for_writing(self, level: int, index: int) -> Table:
         """As `leaf_for_writing`, but the table of any level, 0 for the first one."""
@@ -281,6 +276,7 @@ class TableTree:
 
     def release(self, table: Table, entry: int) -> Table | None:
         """Take the table out from under an entry of a changed table, leaving the entry's words to the caller."""
+        self.leaves.clear()
         table.changed_children.discard(entry)
         return table.children.pop(entry, None)
 
@@ -386,6 +382,7 @@ class TableTree:
             self._encode_children(self.root, self.depth - 1, written)
             self._write_out(written)
             self.root.changed_children.clear()
+        self.leaves.clear()
         self.root.children.clear()
 
     def stamp(self, table: Table, level: int) -> int:
@@ -434,6 +431,7 @@ class TableTree:
             table.words[2 * entry], table.words[2 * entry + 1] = pointer
 
     def _write_out(self, written: list[tuple[Table, bytes]]) -> None:
+        self.leaves.clear()
         written.sort(key=lambda pair: pair[0].page_no)
         self._pages.write_pages([table.page_no for table, _ in written], [page for _, page in written])
         for table, _ in written:

@@ -88,7 +88,7 @@ def punching_too_early() -> AbstractContextManager[None]:
     write = SpaceMap.write
 
     def eager(space: SpaceMap) -> Pointer:
-        for index, bitmap in space._bitmaps.items():
+        for index, bitmap in space.bitmaps.items():
             freed = int.from_bytes(bitmap.committed, "little") & ~int.from_bytes(bitmap.current, "little")
             for page_no, units in space._long_runs(index, freed):
                 space._pages.punch(page_no, units)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
@@ -16,10 +17,12 @@ from tests.support.bugs import replaced
 def a_flush_returns_early() -> AbstractContextManager[None]:
     """A flush returns when a round has begun."""
 
-    async def at_once(_generation: Generation) -> None:
-        return
+    def at_once(_generation: Generation) -> asyncio.Future[None]:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
 
-    return replaced(Generation, "until_durable", at_once)
+    return replaced(Generation, "durable", at_once)
 
 
 def a_snapshot_takes_the_next_generation_in() -> AbstractContextManager[None]:

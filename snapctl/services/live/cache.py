@@ -15,10 +15,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import Flag, auto
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from snapctl.engine.recovery import Change, apply
@@ -30,7 +30,7 @@ from snapctl.services.live.room import Room
 if TYPE_CHECKING:
     from snapctl.engine.container import Container
     from snapctl.engine.node import Node
-    from snapctl.engine.writing import Run
+    from snapctl.engine.runs import Run
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ _MOST_LOGGED_BYTES = 256 << 10
 _MOST_UNCOMMITTED_BYTES = 1 << 30
 """Fresh pages in the open transaction before it is committed; what is written again in place counts once."""
 
-_MOST_KEPT_BYTES = 256 << 20
+_MOST_KEPT_BYTES = 1 << 30
 """Of freed room twice what a transaction took is kept for those to come, lest the file system take it and give it out
 again each time; but no more than this."""
 
@@ -92,7 +92,7 @@ class Cache:
         self._finishing: Generation | None = None  # durable, while the operation at its end is being done
         self.held_bytes = 0
         self._disk = ThreadPoolExecutor(1, "commit")
-        self._rounds: asyncio.Task[None] | None = None
+        self._rounds: asyncio.Future[None] | None = None
         self._wishes = _Wish.NONE
         self._wants_log = False
         self._room_waiters: list[asyncio.Future[None]] = []
@@ -180,7 +180,7 @@ class Cache:
             self._want(_Wish.APPLY)
         return overlay
 
-    def write_through(self, node: Node, runs: Sequence[Run]) -> bool:
+    def write_through(self, node: Node, runs: list[Run]) -> bool:
         """Write whole blocks to the open transaction at once, unless that would cost a flush to come its record.
 
         Args:
@@ -193,29 +193,34 @@ class Cache:
         Raises:
             SnapctlError: as `admit` and `Node.write`; nothing was written.
         """
-        if self._rounds is not None or self._sealed:
+        if self._container.is_sealed or any(sealed.operation for sealed in self._sealed):
             return False
-        size = self._container.block_size
-        spans = [(first, first + len(data) // size) for first, data in runs]
-        blocks = sum(stop - start for start, stop in spans)
-        if not self._applied and self._open.held_bytes + blocks * size <= _MOST_LOGGED_BYTES:
+        if self._sealed and not self._applied:
+            return False  # the transaction may still be given up, for lack of room
+        geometry = self._container.geometry
+        length = sum([len(data) for _, data in runs])
+        if not self._applied and self._open.held_bytes + length <= _MOST_LOGGED_BYTES:
             return False
         self._check_takes(node)
-        overlays = self.overlays(node)
-        if self._logged is not None and any(overlays[-1].touches(*span) for span in spans):
-            return False
+        leaves = {first >> geometry.fanout_shift for first, _ in runs}
+        newest = self._open.overlays.get(node)
+        spans = [(first, first + (len(data) >> geometry.block_shift)) for first, data in runs]
+        for overlay in self.overlays(node):
+            if overlay is not newest and overlay.has_any(leaves) and any(overlay.touches(*span) for span in spans):
+                return False  # which comes to the tables later
         try:
-            self._room.take(node, spans, blocks)
+            self._room.take(node, leaves, length >> geometry.block_shift)
             node.write_runs(runs)
         except NoSpace:
             self._room.look_again()
             return False  # and is told to wait, or why not, where it turns to next
         self._room.look_again()
         self._applied = self._applied or [Generation()]
-        for overlay in overlays:
+        if newest is not None and newest.has_any(leaves):
             for span in spans:
-                if overlay.touches(*span):
-                    overlay.forget(*span)
+                newest.forget(*span)
+        if self._open.overlays:
+            self._want(_Wish.APPLY)  # nothing there needs to wait for a record any more
         self._start_timer()
         self._bound_transaction()
         return True
@@ -255,10 +260,12 @@ class Cache:
             self._room_waiters.append(waiter)
             await waiter
 
-    async def flush(self) -> None:
-        """Return when all that was acknowledged is durable; see `LiveContainer.flush`."""
+    def flushed(self) -> asyncio.Future[None]:
+        """What is done when all that was acknowledged is durable; see `LiveContainer.flush`."""
+        nothing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._failure is not None:
-            raise self._failure
+            nothing.set_exception(self._failure)
+            return nothing
         if self._open.is_dirty:
             generation = self._open
         elif self._sealed:
@@ -268,9 +275,11 @@ class Cache:
         elif self._finishing is not None:
             generation = self._finishing
         else:
-            return
+            nothing.set_result(None)
+            return nothing
+        durable = generation.durable()
         self._want(_Wish.FLUSH)
-        await generation.until_durable()
+        return durable
 
     async def do(self, operation: Operation[T]) -> T:
         """Seal what was acknowledged, do an operation after it, and return its result when it is durable."""
@@ -283,7 +292,7 @@ class Cache:
 
     async def retire(self) -> None:
         """Make everything durable, and do without the log from now on if there is room for that; raises as `flush`."""
-        await self.flush()
+        await self.flushed()
         self._wants_log = False
         if self._container.writable:
             with suppress(NoSpace):  # what was flushed is in the log then, for the next opening
@@ -344,16 +353,43 @@ class Cache:
             self._want(_Wish.COMMIT)
 
     def _want(self, wish: _Wish) -> None:
-        """Have a round soon, or another one after that in flight."""
+        """Have a round soon, or another one after that in flight; a flush that takes but a record begins at once."""
         self._wishes |= wish
-        if self._rounds is None:
+        if self._rounds is None and not (self._wishes is _Wish.FLUSH and self._log_at_once()):
             self._rounds = asyncio.get_running_loop().create_task(self._run(), name="commits")
+
+    def _log_at_once(self) -> bool:
+        """As `_log`, but without a task, which would cost as much as all else; returns whether it is under way."""
+        try:
+            generation = self._append()
+        except Exception as error:  # noqa: BLE001 whoever waits is told, whatever it is
+            self._fail(error)
+            return True
+        if generation is None:
+            return False
+        self._wishes = _Wish.NONE
+        loop = asyncio.get_running_loop()
+        self._rounds = loop.run_in_executor(self._disk, self._container.sync_log)
+        self._rounds.add_done_callback(partial(self._logged_at_once, generation))
+        return True
+
+    def _logged_at_once(self, generation: Generation, synced: asyncio.Future[None]) -> None:
+        self._rounds = None
+        error = synced.exception()
+        if isinstance(error, Exception):
+            self._fail(error)
+            return
+        self._take_note_of_record(generation)
+        if self._wishes is not _Wish.NONE and self._failure is None:
+            self._want(_Wish.NONE)
 
     async def _run(self) -> None:
         try:
             while self._wishes is not _Wish.NONE and self._failure is None:
                 wishes, self._wishes = self._wishes, _Wish.NONE
-                if wishes is _Wish.FLUSH and await self._log():
+                if wishes is _Wish.FLUSH and (generation := self._append()) is not None:
+                    await asyncio.get_running_loop().run_in_executor(self._disk, self._container.sync_log)
+                    self._take_note_of_record(generation)
                     continue
                 if self._logged is not None:
                     self._sealed.appendleft(self._logged)
@@ -368,13 +404,13 @@ class Cache:
         finally:
             self._rounds = None
 
-    async def _log(self) -> bool:
-        """Make the open generation durable by a record in the log; returns False if that takes a commit."""
+    def _append(self) -> Generation | None:
+        """Write the open generation to the log and seal it; returns it, or None if only a commit will do."""
         generation, size = self._open, self._container.block_size
         if self._sealed or self._applied or generation.data_blocks * size > _MOST_LOGGED_BYTES:
-            return False
+            return None
         if generation.zeroed_blocks * size > _MOST_LOGGED_BYTES:
-            return False  # the room that they give back is wanted
+            return None  # the room that they give back is wanted
         self._wants_log = True
         changes = [
             Change(node, overlay.zeros, overlay.leaves)
@@ -383,11 +419,14 @@ class Cache:
         ]
         try:
             if not self._container.log(changes):
-                return False
+                return None
         except NoSpace:
-            return False
+            return None
         self._seal()
-        await asyncio.get_running_loop().run_in_executor(self._disk, self._container.sync_log)
+        return generation
+
+    def _take_note_of_record(self, generation: Generation) -> None:
+        """Take note that a generation's record is durable."""
         self._sealed.popleft()
         self.records += 1
         if self._logged is None:
@@ -398,7 +437,6 @@ class Cache:
             self._logged.cover(generation)
         generation.settle()
         self._start_timer()
-        return True
 
     def _tell_of_room(self) -> None:
         """Have those who wait for room look again."""

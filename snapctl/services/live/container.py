@@ -147,7 +147,7 @@ class LiveContainer:
             NoSpace: no room on the disk; what is in the cache stays, and the flush can be tried again.
             IoFailure: the disk refuses; the container has to be reopened.
         """
-        await self.cache.flush()
+        await self.cache.flushed()
 
     async def change(self, operation: Callable[[Container], T], *, gives_room: bool = False) -> T:
         """Change the tree of nodes at this point between two requests, and return when that is durable.

@@ -7,24 +7,22 @@ generations, newest first, then in the node's tables.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from snapctl.engine import changes
 from snapctl.engine.model import Extent, Kind
+from snapctl.engine.runs import runs_of
 from snapctl.services.live.overlay import Content, Overlay, Stretch
 from snapctl.storage.backend import Buffer
 
 if TYPE_CHECKING:
     from snapctl.engine.node import Node
-    from snapctl.engine.writing import Run
+    from snapctl.engine.runs import Run
     from snapctl.services.live.cache import Cache
 
 
 _WRITE_THROUGH_BYTES, _WRITE_THROUGH_BLOCKS = 64 << 10, 16
 """Writes of whole blocks, of so many bytes or blocks, need not wait in memory for neighbours: they have enough."""
-
-_offset = itemgetter(0)
 
 
 class Device:
@@ -114,7 +112,7 @@ class Device:
                 return True
         return self._write(offset, memoryview(data).cast("B"))
 
-    def write_together(self, writes: Sequence[tuple[int, memoryview]]) -> bool:
+    def write_together(self, writes: list[tuple[int, memoryview]]) -> bool:
         """Take writes that have come together, (offset, data) each, at less cost than one by one.
 
         Returns:
@@ -124,17 +122,9 @@ class Device:
         Raises:
             SnapctlError: as `Node.write`; nothing was taken.
         """
-        size, fanout = self.block_size, self._fanout
-        runs: list[Run] = []
-        stop = 0
-        for offset, data in sorted(writes, key=_offset):
-            first, at = divmod(offset, size)
-            count, rest = divmod(len(data), size)
-            if at or rest or first < stop or first % fanout + count > fanout:
-                return False
-            stop = first + count
-            runs.append((first, data))
-        return stop * size <= self.node.size_bytes and self._cache.write_through(self.node, runs)
+        geometry = self.node.container.geometry
+        runs = runs_of(writes, geometry.block_shift, geometry.fanout_shift, self.node.size_bytes)
+        return runs is not None and self._cache.write_through(self.node, runs)
 
     def zero(self, offset: int, length: int) -> bool:
         """Make a range read as zeros and give up the data of its whole blocks; returns and raises as `write`."""

@@ -112,11 +112,11 @@ class Generation:
         """Whether anybody wants to know how its commit ends."""
         return bool(self._waiters) or self.wanted is not None
 
-    async def until_durable(self) -> None:
-        """Return when it is; raises what its commit raises, after which one can wait for the next try."""
+    def durable(self) -> asyncio.Future[None]:
+        """What is done when it is; raises what its commit raises, after which one can wait for the next try."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        await waiter
+        return waiter
 
     def cut(self) -> None:
         """Drop what lies beyond the end of volumes that have become smaller: they may grow over it again."""

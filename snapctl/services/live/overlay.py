@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum, auto
 
 from snapctl.storage.backend import Buffer
@@ -99,14 +99,13 @@ class Overlay:
         index = bisect_left(self.zeros, (block_no + 1, 0))
         return Content.ZEROS if index and self.zeros[index - 1][1] > block_no else Content.BELOW
 
+    def has_any(self, leaves: Iterable[int]) -> bool:
+        """Whether anything is here of blocks beneath some leaves; zeros elsewhere may count."""
+        return bool(self.zeros) or not self.leaves.keys().isdisjoint(leaves)
+
     def touches(self, start: int, stop: int) -> bool:
         """Whether anything is here of a range of blocks; zeros elsewhere may count."""
-        if self.zeros:
-            return True
-        if stop == start + 1:
-            leaf = self.leaves.get(start // self._fanout)
-            return leaf is not None and start in leaf
-        return bool(self._written(start, stop))
+        return bool(self.zeros) or bool(self._written(start, stop))
 
     def runs(self, start: int, stop: int) -> Iterator[Stretch]:
         """Tell what is here of a range of blocks, in order and without gaps; written blocks one by one."""

@@ -6,7 +6,6 @@ the volume and in its newest snapshot, and the space map. It holds for the capac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -108,12 +107,12 @@ class Room:
         generation.promised_units += units
         self.promised_units += units
 
-    def take(self, node: Node, spans: Sequence[tuple[int, int]], blocks: int) -> None:
+    def take(self, node: Node, leaves: set[int], blocks: int) -> None:
         """Take room for blocks that are written to the open transaction at once, and promise it what tables they need.
 
         Args:
             node: the volume.
-            spans: the blocks, as (first, block after the last), each beneath one leaf.
+            leaves: the numbers of the last-level tables above them.
             blocks: how many they are.
 
         Raises:
@@ -123,8 +122,7 @@ class Room:
         geometry, heir = self._container.geometry, node.newest_snapshot
         copies = 2 if heir is not None and node.cow is Cow.COPY else 1
         fanout = geometry.fanout
-        leaves = {(node.id, fanout, start // fanout) for start, _ in spans} - self._tables
-        new = {(number, span, leaf * fanout // span) for number, _, leaf in leaves for span in geometry.spans}
+        new = {(node.id, span, leaf * fanout // span) for leaf in leaves for span in geometry.spans}
         new -= self._tables
         bitmaps = min(blocks, self._bitmaps - self._transaction_bitmaps)
         overhead = ((1 if heir is None else 2) * len(new) + bitmaps) * geometry.table_units

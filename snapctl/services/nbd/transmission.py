@@ -20,8 +20,9 @@ Three decisions that the document leaves to a server:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from time import perf_counter_ns
 
 from snapctl.services.live.container import LiveContainer
@@ -32,6 +33,7 @@ from snapctl.services.nbd.contexts import MAX_EXTENTS, look_up
 from snapctl.services.nbd.exports import MAX_PAYLOAD_BYTES
 from snapctl.services.nbd.fetcher import Fetcher
 from snapctl.services.nbd.handshake import Agreement
+from snapctl.services.nbd.plain import plain, plain_requests
 from snapctl.services.nbd.reads import Reads
 from snapctl.services.nbd.requests import Request, objection, payload_bytes
 from snapctl.services.nbd.statistics import Statistics
@@ -51,10 +53,6 @@ _TOGETHER = 4
 
 _MAX_FLUSHES = 1024
 """Requests of one connection that wait for a commit."""
-
-
-_Write = tuple[int, int, memoryview]
-"""Cookie, offset and data, which is only there until more is received."""
 
 
 class Transmission:
@@ -92,17 +90,14 @@ class Transmission:
         self._skipped_for: tuple[Request, int] | None = None
         self._lane: asyncio.Task[None] | None = None
         self._flushes: list[Request] = []
-        self._flush_tasks: set[asyncio.Task[None]] = set()
+        self._flush_waits: set[asyncio.Future[None]] = set()
         self._flushing = 0
         self._waits = False
         self._is_finishing = False
         is_extended = agreement.is_extended
         self._magic = wire.EXTENDED_REQUEST_MAGIC if is_extended else wire.REQUEST_MAGIC
         self._header = wire.EXTENDED_REQUEST if is_extended else wire.REQUEST
-        self._header_in_four = wire.EXTENDED_REQUEST_IN_FOUR if is_extended else wire.REQUEST_IN_FOUR
-        self._plain_read = self._magic << 32 | wire.CMD_READ
-        flags = wire.CMD_FLAG_PAYLOAD_LEN if is_extended else 0
-        self._plain_write = -1 if agreement.is_read_only else self._magic << 32 | flags << 16 | wire.CMD_WRITE
+        self._plain = plain(is_extended=is_extended, takes_writes=not agreement.is_read_only)
         live.use(self._device, self)
 
     @property
@@ -170,75 +165,56 @@ class Transmission:
         Returns:
             The position of what is left.
         """
-        unpack, size = self._header_in_four.unpack_from, self._header.size
-        plain_read, plain_write, end_bytes = self._plain_read, self._plain_write, self.agreement.size_bytes
-        read, backend = self._device.read, self._reads.backend
-        view = memoryview(data)
-        answers = self._answers
-        form = answers.form
-        whole, is_chunked = form.whole, form.is_chunked
-        append = answers.gathered.append
+        answers, backend, read = self._answers, self._reads.backend, self._device.read
         room = BATCH_BYTES - answers.gathered_bytes
-        read_bytes = reads = 0
-        writes: list[_Write] = []
-        last = end - size
-        for _ in range(_ROUND):
-            if position > last or room <= 0:
-                break
-            kind, cookie, offset, length = unpack(data, position)
-            begin = position + size
-            if not length or offset + length > end_bytes:
-                break
+        position, reads, cookies, writes = plain_requests(
+            data, position, end, self._plain, self.agreement.size_bytes, room, PIECE_BYTES, _ROUND
+        )
+        whole, is_chunked, append = answers.form.whole, answers.form.is_chunked, answers.gathered.append
+        answered = read_bytes = 0
+        backend.cached_only = True
+        for cookie, offset, length in reads:
             try:
-                if kind == plain_write and begin + length <= end:
-                    position = begin + length
-                    writes.append((cookie, offset, view[begin:position]))
-                    continue
-                if kind != plain_read or length > PIECE_BYTES:
-                    break
-                position = begin
-                room -= length
-                backend.cached_only = True
                 block = read(offset, length)
             except NotCached as missing:
                 self._reads.fetch(Request(0, wire.CMD_READ, cookie, offset, length, began_ns), missing)
                 continue
             except Exception:  # noqa: BLE001 the general way meets it again, and tells
-                position = begin - size
-                break
-            finally:
-                backend.cached_only = False
+                self._reads.read(Request(0, wire.CMD_READ, cookie, offset, length, began_ns))
+                backend.cached_only = True
+                continue
             if is_chunked and not block[0] and block == ZEROS[:length]:
-                append(form.hole(cookie, offset, offset, length, is_last=True))
+                append(answers.form.hole(cookie, offset, offset, length, is_last=True))
             else:
                 append(whole(cookie, offset, length))
                 append(block)
-            reads += 1
+            answered += 1
             read_bytes += length
+        backend.cached_only = False
         answers.gathered_bytes += read_bytes
-        answers.count_many(began_ns, wire.CMD_READ, reads, read_bytes)
+        answers.count_many(began_ns, wire.CMD_READ, answered, read_bytes)
         if writes:
-            self._take_writes(writes, began_ns)
+            self._take_writes(cookies, writes, began_ns)
         return position
 
-    def _take_writes(self, writes: Sequence[_Write], began_ns: int) -> None:
+    def _take_writes(self, cookies: list[int], writes: list[tuple[int, memoryview]], began_ns: int) -> None:
         """Execute valid writes that have come together: all at a stroke, or those that have to wait one by one."""
         answers, device = self._answers, self._device
         taken = 0
         with suppress(Exception):  # whoever takes them again meets it again, and tells
-            if len(writes) >= _TOGETHER and device.write_together([write[1:] for write in writes]):
+            if len(writes) >= _TOGETHER and device.write_together(writes):
                 taken = len(writes)
-            while taken < len(writes) and device.write(writes[taken][1], bytes(writes[taken][2])):
+            while taken < len(writes) and device.write(writes[taken][0], bytes(writes[taken][1])):
                 taken += 1
         done = answers.form.done
-        answers.gathered += [done(cookie, offset) for cookie, offset, _ in writes[:taken]]
-        answers.count_many(began_ns, wire.CMD_WRITE, taken, sum(len(data) for _, _, data in writes[:taken]))
+        answers.gathered += [done(cookie, offset) for cookie, (offset, _) in zip(cookies[:taken], writes, strict=False)]
+        answers.count_many(began_ns, wire.CMD_WRITE, taken, sum([len(data) for _, data in writes[:taken]]))
         if taken < len(writes):
             self._start(
                 self._write_later(
                     [
                         (Request(0, wire.CMD_WRITE, cookie, offset, len(data), began_ns), bytes(data))
-                        for cookie, offset, data in writes[taken:]
+                        for cookie, (offset, data) in zip(cookies[taken:], writes[taken:], strict=True)
                     ]
                 )
             )
@@ -281,9 +257,9 @@ class Transmission:
         self._live.release(self._device, self)
 
     @property
-    def tasks(self) -> list[asyncio.Task[None]]:
+    def tasks(self) -> list[asyncio.Future[None]]:
         """What is still under way for this client, but for reads that wait for the disk."""
-        return [*self._flush_tasks, *([self._lane] if self._lane else [])]
+        return [*self._flush_waits, *([self._lane] if self._lane else [])]
 
     # The general way: any request, valid or not.
 
@@ -401,19 +377,20 @@ class Transmission:
             answers.add(answers.form.status(cookie, offset, context.id, extents, is_last=context is contexts[-1]))
         answers.count(request)
 
-    async def _flush(self, requests: list[Request]) -> None:
-        """Answer requests when all that was acknowledged before is durable."""
-        try:
-            await self._live.flush()
-        except Exception as error:  # noqa: BLE001 as above
-            for request in requests:
+    def _flushed(self, requests: list[Request], durable: asyncio.Future[None]) -> None:
+        """Answer requests, as all that was acknowledged before is durable, or cannot be made so."""
+        self._flush_waits.discard(durable)
+        self._flushing -= len(requests)
+        self.statistics.in_flight -= len(requests)
+        if durable.cancelled():
+            return  # the server has given the client up
+        error = durable.exception()
+        for request in requests:
+            if isinstance(error, Exception):
                 self._answers.failed(request, error)
-        else:
-            for request in requests:
+            else:
                 self._answers.done(request)
-        finally:
-            self._flushing -= len(requests)
-            self.statistics.in_flight -= len(requests)
+        self._settle_and_go_on()
 
     # Waiting.
 
@@ -436,10 +413,6 @@ class Transmission:
         self._lane = None
         self._reads.settle()
 
-    def _flush_done(self, task: asyncio.Task[None]) -> None:
-        self._flush_tasks.discard(task)
-        self._settle_and_go_on()
-
     def _settle_and_go_on(self) -> None:
         self._settle()
         if not self._answers.is_lost:
@@ -451,9 +424,9 @@ class Transmission:
             requests, self._flushes = self._flushes, []
             self._flushing += len(requests)
             self.statistics.in_flight += len(requests)
-            task = self._loop.create_task(self._flush(requests))
-            self._flush_tasks.add(task)
-            task.add_done_callback(self._flush_done)
+            durable = self._live.cache.flushed()
+            self._flush_waits.add(durable)
+            durable.add_done_callback(partial(self._flushed, requests))
         if self._reads.waiting:
             self._reads.read_again()
         self._answers.send()

@@ -1,0 +1,36 @@
+"""Runs of whole blocks: the form in which what is written reaches the tables."""
+
+from __future__ import annotations
+
+from snapctl.compiled import IS_COMPILED, native
+from snapctl.storage.backend import Buffer
+
+Run = tuple[int, Buffer]
+"""The number of the first block, and the bytes of one or more, all beneath one leaf."""
+
+
+def runs_of(
+    writes: list[tuple[int, memoryview]], block_shift: int, fanout_shift: int, size_bytes: int
+) -> list[Run] | None:
+    """Writes as runs in order.
+
+    Args:
+        writes: offset and data.
+        block_shift: logarithm of the size of a block.
+        fanout_shift: likewise of the blocks beneath a leaf.
+        size_bytes: where the volume ends.
+
+    Returns:
+        As said; None if not all of them are runs inside the volume, or two touch the same block.
+    """
+    if IS_COMPILED:
+        return native.runs_of(writes, block_shift, fanout_shift, size_bytes)
+    runs: list[Run] = []
+    stop, block_mask, fanout = 0, (1 << block_shift) - 1, 1 << fanout_shift
+    for offset, data in sorted(writes, key=lambda write: write[0]):
+        first, count = offset >> block_shift, len(data) >> block_shift
+        if (offset | len(data)) & block_mask or first < stop or not 0 < count <= fanout - (first & fanout - 1):
+            return None
+        stop = first + count
+        runs.append((first, data))
+    return runs if stop << block_shift <= size_bytes else None

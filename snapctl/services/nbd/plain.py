@@ -1,0 +1,90 @@
+"""Plain requests, most of what is ever asked: reads and writes without flags, inside the export, and whole.
+
+They are taken out of what was received many at a time, at as little cost as possible. All others end the row, and are
+left to the general way, which tells what is wrong with them if anything is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from snapctl.compiled import IS_COMPILED, native
+from snapctl.services.nbd import wire
+
+Requests = tuple[int, list[tuple[int, int, int]], list[int], list[tuple[int, memoryview]]]
+"""The position behind them; reads (cookie, offset, length); the cookies of writes; writes (offset, data)."""
+
+
+class Plain(NamedTuple):
+    """What plain requests of a connection look like: the first eight bytes of each kind, and their length.
+
+    Attributes:
+        header_bytes: without payload.
+        read: magic number, flags and command as one number.
+        write: likewise; -1 if none are taken.
+    """
+
+    header_bytes: int
+    read: int
+    write: int
+
+
+def plain(*, is_extended: bool, takes_writes: bool) -> Plain:
+    """Tell what plain requests look like after a handshake."""
+    if is_extended:
+        read = wire.EXTENDED_REQUEST_MAGIC << 32 | wire.CMD_READ
+        write = wire.EXTENDED_REQUEST_MAGIC << 32 | wire.CMD_FLAG_PAYLOAD_LEN << 16 | wire.CMD_WRITE
+        return Plain(wire.EXTENDED_REQUEST.size, read, write if takes_writes else -1)
+    read, write = wire.REQUEST_MAGIC << 32 | wire.CMD_READ, wire.REQUEST_MAGIC << 32 | wire.CMD_WRITE
+    return Plain(wire.REQUEST.size, read, write if takes_writes else -1)
+
+
+def plain_requests(
+    data: bytes | bytearray,
+    position: int,
+    end: int,
+    form: Plain,
+    end_bytes: int,
+    most_bytes: int,
+    most_read_bytes: int,
+    most: int,
+) -> Requests:
+    """Take plain requests out of what was received.
+
+    Args:
+        data: what was received; payloads are views of it.
+        position: where the first request begins.
+        end: where what was received ends.
+        form: what they look like.
+        end_bytes: size of the export.
+        most_bytes: what may be read in all, but for the last read.
+        most_read_bytes: the longest read that is plain.
+        most: requests.
+    """
+    if IS_COMPILED:
+        return native.plain_requests(data, position, end, *form, end_bytes, most_bytes, most_read_bytes, most)
+    unpack = (
+        wire.REQUEST_IN_FOUR if form.header_bytes == wire.REQUEST.size else wire.EXTENDED_REQUEST_IN_FOUR
+    ).unpack_from
+    view = memoryview(data)
+    reads: list[tuple[int, int, int]] = []
+    cookies: list[int] = []
+    writes: list[tuple[int, memoryview]] = []
+    for _ in range(most):
+        if position > end - form.header_bytes or most_bytes <= 0:
+            break
+        kind, cookie, offset, length = unpack(data, position)
+        begin = position + form.header_bytes
+        if not length or offset + length > end_bytes:
+            break
+        if kind == form.write and begin + length <= end:
+            cookies.append(cookie)
+            position = begin + length
+            writes.append((offset, view[begin:position]))
+        elif kind == form.read and length <= most_read_bytes:
+            reads.append((cookie, offset, length))
+            position = begin
+            most_bytes -= length
+        else:
+            break
+    return position, reads, cookies, writes
