@@ -7,6 +7,7 @@ layers, lowest first: errors, units, format, storage, engine, services, cli.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,6 +35,11 @@ LIBRARIES = {
     "rich": ["snapctl.cli.render"],
     "typer": ["snapctl.cli"],
 }
+
+# The compiled core, which stands below all layers, and those that have the twins of its functions.
+NATIVE = "snapctl._native"
+NATIVE_USERS = ["snapctl.format", "snapctl.storage", "snapctl.engine", "snapctl.services.nbd"]
+NATIVE_HEADERS = {"Python.h", "arm_acle.h", "immintrin.h", "stdint.h", "string.h"}
 
 # Format turns bytes into values and back; a module in it that can reach a file has lost its way.
 NO_INPUT_OUTPUT = ["snapctl.format"]
@@ -159,6 +165,9 @@ def import_violations(module: Module) -> Iterator[str]:
         if found.module == FACADE:
             if not set(found.names) <= FACADE_NAMES:
                 yield f"{where}: only __version__ is taken from the package itself; name the module"
+        elif found.module == NATIVE:
+            if not is_within(module.name, NATIVE_USERS):
+                yield f"{where}: imports {NATIVE}, which only {' and '.join(NATIVE_USERS)} may"
         elif top == FACADE:
             if found.module.split(".")[1] not in LAYERS:
                 yield f"{where}: {found.module} belongs to no layer"
@@ -211,6 +220,12 @@ def test_module_keeps_to_its_layer(module: Module):
     assert violations(module) == []
 
 
+def test_the_compiled_core_reaches_nothing_but_its_arguments():
+    source = (PACKAGE / "_native.c").read_text(encoding="utf-8")
+    assert set(re.findall(r"#\s*include\s*[<\"](.+?)[>\"]", source)) <= NATIVE_HEADERS
+    assert not re.findall(r"\bPy(?:Import|Run|Eval|Sys|File)_\w+|\bPyOS_\w+|\b(?:printf|syscall|getenv)\b", source)
+
+
 def test_modules_do_not_import_each_other_in_a_circle():
     """Within a layer there is an order too. What is imported for type checkers alone does not count here."""
     graph = {m.name: {i.module for i in m.imports if not i.typing_only} - {FACADE} for m in MODULES}
@@ -234,6 +249,8 @@ def test_modules_do_not_import_each_other_in_a_circle():
         ("snapctl.services.check", "from .. import cli"),
         ("snapctl.services.check", "import snapctl.cli.app as app"),
         ("snapctl.engine.diff", "from snapctl.helpers import chunks"),
+        ("snapctl.cli.list", "from snapctl._native import checksums"),
+        ("snapctl.engine.diff", "from snapctl import _native"),
         ("snapctl.services.check", "import typer"),
         ("snapctl.services.check", "def f():\n    from rich.table import Table"),
         ("snapctl.cli.list", "from rich.table import Table"),
@@ -265,6 +282,8 @@ def test_a_breach_of_the_layers_is_found(name: str, source: str):
         ("snapctl.units", "from snapctl.errors import BadSize"),
         ("snapctl.format.layout", "import construct"),
         ("snapctl.services.nbd.wire", "from construct import Struct"),
+        ("snapctl.format.checksum", "from snapctl._native import checksums"),
+        ("snapctl.services.nbd.server", "from snapctl._native import checksums"),
         ("snapctl.storage.backend", "import os\nos.pread(3, 1, 0)"),
         ("snapctl.storage.pages", "import os\nname = os.fspath(path)\nbackend.pwritev(buffers, 0)"),
         ("snapctl.services.source", "import os\nos.copy_file_range(3, 4, 9)"),

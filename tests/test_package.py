@@ -54,7 +54,7 @@ def test_packages_that_tests_need_are_installed_by_ci():
     needed: dict[str, str] = {}
     for path in sorted((ROOT / "tests").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "needs":
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in {"needs", "needs_header"}:
                 (package,) = [keyword.value for keyword in node.keywords if keyword.arg == "package"]
                 assert isinstance(package, ast.Constant), f"{path}:{node.lineno}: name the package with a literal"
                 needed[str(package.value)] = f"{path.relative_to(ROOT)}:{node.lineno}"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from snapctl.compiled import IS_COMPILED, native
 from snapctl.storage.backend import Buffer
+
+__all__ = ["Run", "pure_runs_of", "runs_of"]
 
 Run = tuple[int, Buffer]
 """The number of the first block, and the bytes of one or more, all beneath one leaf."""
 
 
-def runs_of(
-    writes: list[tuple[int, memoryview]], block_shift: int, fanout_shift: int, size_bytes: int
+def pure_runs_of(
+    writes: list[tuple[int, memoryview]], block_shift: int, fanout_shift: int, size_bytes: int, /
 ) -> list[Run] | None:
     """Writes as runs in order.
 
@@ -23,8 +24,6 @@ def runs_of(
     Returns:
         As said; None if not all of them are runs inside the volume, or two touch the same block.
     """
-    if IS_COMPILED:
-        return native.runs_of(writes, block_shift, fanout_shift, size_bytes)
     runs: list[Run] = []
     stop, block_mask, fanout = 0, (1 << block_shift) - 1, 1 << fanout_shift
     for offset, data in sorted(writes, key=lambda write: write[0]):
@@ -34,3 +33,9 @@ def runs_of(
         stop = first + count
         runs.append((first, data))
     return runs if stop << block_shift <= size_bytes else None
+
+
+try:
+    from snapctl._native import runs_of
+except ImportError:
+    runs_of = pure_runs_of

@@ -11,8 +11,7 @@ from array import array
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from snapctl.compiled import IS_COMPILED, native
-from snapctl.engine import reading
+from snapctl.engine import placing, reading
 from snapctl.engine.handover import Handover
 from snapctl.engine.model import Cow, Kind
 from snapctl.errors import BadSize, Corruption, DataLost, IoFailure, SnapctlError
@@ -285,8 +284,8 @@ def _plan(node: Node, runs: list[Run]) -> _Plan:
     container, heir = node.container, node.newest_snapshot
     geometry, space = container.geometry, container.space
     shift, mask, units = geometry.block_shift, geometry.fanout_mask, geometry.block_units
-    if IS_COMPILED and heir is None:
-        found = native.plan(
+    if heir is None:
+        found = placing.plan(
             node.tree.leaves, space.bitmaps, runs, shift, geometry.fanout_shift, geometry.bitmap_shift, units
         )
         if found is not None:
@@ -394,25 +393,23 @@ def _enter(
     """
     container, tree, heir = node.container, node.tree, node.newest_snapshot
     geometry = container.geometry
-    shift, mask, units = geometry.block_shift, geometry.fanout_mask, geometry.block_units
-    birth = (container.transaction & CHECKSUM_MASK) << BIRTH_SHIFT
-    if (
-        IS_COMPILED
-        and not plan.lacking
-        and native.enter(tree.leaves, runs, plan.places, pages, sums, shift, geometry.fanout_shift, units, birth)
-    ):
-        return
-    next_page = next_sum = 0
-    for (first, data), place in zip(runs, plan.places, strict=True):
+    for first, _ in runs:
         words = tree.leaves.get(first >> geometry.fanout_shift) or tree.leaf_for_writing(first).words
         if heir is not None and first in plan.lacking:
-            _preserve(node, heir, first - (first & mask), plan.lacking[first], words, copied)
-        low, count = 2 * (first & mask), len(data) >> shift
-        if not place:
-            chosen, next_page = pages[next_page : next_page + count], next_page + count
-            words[low : low + 2 * count : 2] = array("Q", [PAGE_WORD | page_no for page_no in chosen])
-        found, next_sum = sums[next_sum : next_sum + count], next_sum + count
-        words[low + 1 : low + 2 * count : 2] = array("Q", [birth | checksum for checksum in found])
+            start = first - (first & geometry.fanout_mask)
+            _preserve(node, heir, start, plan.lacking[first], words, copied)
+    birth = (container.transaction & CHECKSUM_MASK) << BIRTH_SHIFT
+    placing.enter(
+        tree.leaves,
+        runs,
+        plan.places,
+        pages,
+        sums,
+        geometry.block_shift,
+        geometry.fanout_shift,
+        geometry.block_units,
+        birth,
+    )
 
 
 def _preserve(

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from snapctl.compiled import IS_COMPILED, native
 from snapctl.errors import Corruption
+
+__all__ = [
+    "WAS_CLEAR",
+    "clear_bits",
+    "clear_each",
+    "count_bits",
+    "first_run",
+    "has_run",
+    "pure_clear_each",
+    "set_bits",
+    "set_each",
+    "set_runs",
+    "starts",
+]
 
 _WAS_SET = "a page that is in use was to be allocated; run check"
 WAS_CLEAR = "a page that is free was to be freed; run check"
@@ -60,7 +73,9 @@ def set_each(bitmap: bytearray, bits: Iterable[int]) -> None:
         bitmap[at] |= mask
 
 
-def clear_each(current: bytearray, committed: bytes, previous: bytes, bits: list[int]) -> tuple[int, list[int]]:
+def pure_clear_each(
+    current: bytearray, committed: bytes, previous: bytes, bits: list[int], /
+) -> tuple[int, list[int]] | None:
     """Clear single bits of a bitmap that must all be set.
 
     Args:
@@ -70,25 +85,22 @@ def clear_each(current: bytearray, committed: bytes, previous: bytes, bits: list
         bits: which, in ascending order.
 
     Returns:
-        How many of them the last commit has set, and which of them neither has.
-
-    Raises:
-        Corruption: one is clear already; those before it are clear now.
+        How many of them the last commit has set, and which of them neither has; None, and nothing is changed, if one is
+        clear already, does not exist or is not in order.
     """
-    if IS_COMPILED:
-        found = native.clear_each(current, committed, previous, bits)
-        if found is not None:
-            return found
     held, again = 0, []
+    changed, last = current[:], -1
     for bit in bits:
         at, mask = bit >> 3, 1 << (bit & 7)
-        if not current[at] & mask:
-            raise Corruption(WAS_CLEAR)
-        current[at] ^= mask
+        if bit <= last or at >= len(changed) or not changed[at] & mask:
+            return None
+        last = bit
+        changed[at] ^= mask
         if committed[at] & mask:
             held += 1
         elif not previous[at] & mask:
             again.append(bit)
+    current[:] = changed
     return held, again
 
 
@@ -152,3 +164,9 @@ def set_runs(bits: int, length: int) -> list[tuple[int, int]]:
 
 def _span(start: int, count: int) -> tuple[int, int, int]:
     return start >> 3, (start + count + 7) >> 3, ((1 << count) - 1) << (start & 7)
+
+
+try:
+    from snapctl._native import clear_each
+except ImportError:
+    clear_each = pure_clear_each

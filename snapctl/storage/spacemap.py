@@ -54,7 +54,7 @@ _MOST_HOLES, _MOST_HOLE_BYTES = 4, 1 << 30
 
 
 @dataclass(slots=True)
-class _Bitmap:
+class Bitmap:
     """One bitmap in memory.
 
     Attributes:
@@ -81,6 +81,7 @@ class _Bitmap:
 
     @property
     def in_use(self) -> int:
+        """How many bits are set."""
         return int.from_bytes(self.current, "little").bit_count()
 
 
@@ -133,7 +134,7 @@ class SpaceMap:
         self.pending: list[tuple[int, int]] = []
         self._committed = committed
         self._previous = previous
-        self.bitmaps: dict[int, _Bitmap] = {}
+        self.bitmaps: dict[int, Bitmap] = {}
         self._first_candidate: dict[int, int] = {}
         self._extent = range(0)  # free units that nobody else is given
         self._first_extent = 0
@@ -167,7 +168,7 @@ class SpaceMap:
         space.used = 0
         for index, bits in in_use:
             page = bits.to_bytes(pages.geometry.table_size, "little")
-            space.bitmaps[index] = _Bitmap(bytearray(page), page, page, changed=True)
+            space.bitmaps[index] = Bitmap(bytearray(page), page, page, changed=True)
             space._tree.leaf_for_writing(index)
             space.used += bits.bit_count()
         return space
@@ -273,7 +274,7 @@ class SpaceMap:
             raise Corruption(WAS_CLEAR)
         return not count_bits(bitmap.committed, bit, total)
 
-    def _bitmap_of(self, page_no: int, units: int = 1) -> _Bitmap:
+    def _bitmap_of(self, page_no: int, units: int = 1) -> Bitmap:
         self._check_within(page_no, units)
         return self._bitmap(page_no // self._geometry.units_per_bitmap)
 
@@ -615,7 +616,7 @@ class SpaceMap:
         per_bitmap = self._geometry.units_per_bitmap
         return min(per_bitmap, self._limit - index * per_bitmap)
 
-    def _free(self, index: int, bitmap: _Bitmap) -> int:
+    def _free(self, index: int, bitmap: Bitmap) -> int:
         """The units of a bitmap that can be allocated."""
         per_bitmap = self._geometry.units_per_bitmap
         free = ~self._busy(index, bitmap) & ((1 << per_bitmap) - 1)
@@ -624,7 +625,7 @@ class SpaceMap:
             free &= ~((1 << len(self._extent)) - 1 << self._extent.start % per_bitmap)
         return free >> below << below
 
-    def _busy(self, index: int, bitmap: _Bitmap) -> int:
+    def _busy(self, index: int, bitmap: Bitmap) -> int:
         """The units of a bitmap that some state stands for."""
         busy = self._pins.bits(index)
         for state in (bitmap.current, bitmap.committed, bitmap.previous):
@@ -648,7 +649,7 @@ class SpaceMap:
         while self.pending:
             self._release(*self.pending.pop())
 
-    def _note_change(self, bitmap: _Bitmap, index: int) -> None:
+    def _note_change(self, bitmap: Bitmap, index: int) -> None:
         """Take note that a bitmap is going to change; its page, and those of the tables above it, are freed."""
         if not bitmap.changed:
             if bitmap.page_no:
@@ -676,7 +677,10 @@ class SpaceMap:
         self._note_change(bitmap, index)
         base = index * self._geometry.units_per_bitmap
         states = bitmap.current, bitmap.committed, bitmap.previous
-        held, again = clear_each(*states, [page_no - base for page_no in page_nos])
+        cleared = clear_each(*states, [page_no - base for page_no in page_nos])
+        if cleared is None:
+            raise Corruption(WAS_CLEAR)
+        held, again = cleared
         if again:
             self._reconsider(index)
             if bitmap.free is not None and bitmap.free_units == 1:
@@ -684,13 +688,13 @@ class SpaceMap:
         self.used -= len(page_nos)
         self._freed_units += held
 
-    def _free_again(self, index: int, bitmap: _Bitmap, bit: int, units: int) -> None:
+    def _free_again(self, index: int, bitmap: Bitmap, bit: int, units: int) -> None:
         """Have a run be allocated again at once, which is of this transaction alone."""
         if bitmap.free is not None:
             bitmap.again += range(bit, bit + units - bitmap.free_units + 1, bitmap.free_units)
         self._reconsider(index)
 
-    def _bitmap(self, index: int) -> _Bitmap:
+    def _bitmap(self, index: int) -> Bitmap:
         bitmap = self.bitmaps.get(index)
         if bitmap is None:
             pointer = self._tree.get(index)
@@ -701,7 +705,7 @@ class SpaceMap:
                     previous = self._read(earlier)
                 except Corruption:
                     self._previous_tree = None
-            bitmap = _Bitmap(bytearray(committed), committed, previous, pointer.word0 & PAGE_MASK)
+            bitmap = Bitmap(bytearray(committed), committed, previous, pointer.word0 & PAGE_MASK)
             self.bitmaps[index] = bitmap
             self._pins.note(index, committed)
         return bitmap

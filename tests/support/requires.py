@@ -1,9 +1,11 @@
-"""Programs that tests call and that come with the system, not with Python."""
+"""What tests call for and what comes with the system, not with Python: programs, and headers for the C compiler."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sysconfig
 
 import pytest
 
@@ -29,3 +31,11 @@ def needs(program: str, *, package: str) -> str:
     if found is None:
         pytest.skip(f"{program} is not installed: apt-get install {package}")
     return found
+
+
+def needs_header(header: str, *, package: str) -> None:
+    """See that the C compiler finds a header, such as ``stdio.h`` or ``Python.h``, or skip the test as `needs` does."""
+    include = sysconfig.get_path("include")
+    look = [needs("gcc", package="gcc"), "-fsyntax-only", "-I", include, "-include", header, "-x", "c", os.devnull]
+    if subprocess.run(look, capture_output=True, check=False).returncode != 0:
+        pytest.skip(f"there is no {header}: apt-get install {package}")

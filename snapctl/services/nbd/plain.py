@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from snapctl.compiled import IS_COMPILED, native
 from snapctl.services.nbd import wire
+
+__all__ = ["Plain", "Requests", "plain", "plain_requests", "pure_plain_requests"]
 
 Requests = tuple[int, list[tuple[int, int, int]], list[int], list[tuple[int, memoryview]]]
 """The position behind them; reads (cookie, offset, length); the cookies of writes; writes (offset, data)."""
@@ -39,15 +40,18 @@ def plain(*, is_extended: bool, takes_writes: bool) -> Plain:
     return Plain(wire.REQUEST.size, read, write if takes_writes else -1)
 
 
-def plain_requests(
+def pure_plain_requests(
     data: bytes | bytearray,
     position: int,
     end: int,
-    form: Plain,
+    header_bytes: int,
+    plain_read: int,
+    plain_write: int,
     end_bytes: int,
     most_bytes: int,
     most_read_bytes: int,
     most: int,
+    /,
 ) -> Requests:
     """Take plain requests out of what was received.
 
@@ -55,36 +59,41 @@ def plain_requests(
         data: what was received; payloads are views of it.
         position: where the first request begins.
         end: where what was received ends.
-        form: what they look like.
+        header_bytes: this and the next two, see `Plain`.
+        plain_read: likewise.
+        plain_write: likewise.
         end_bytes: size of the export.
         most_bytes: what may be read in all, but for the last read.
         most_read_bytes: the longest read that is plain.
         most: requests.
     """
-    if IS_COMPILED:
-        return native.plain_requests(data, position, end, *form, end_bytes, most_bytes, most_read_bytes, most)
-    unpack = (
-        wire.REQUEST_IN_FOUR if form.header_bytes == wire.REQUEST.size else wire.EXTENDED_REQUEST_IN_FOUR
-    ).unpack_from
+    is_extended = header_bytes == wire.EXTENDED_REQUEST.size
+    unpack = (wire.EXTENDED_REQUEST_IN_FOUR if is_extended else wire.REQUEST_IN_FOUR).unpack_from
     view = memoryview(data)
     reads: list[tuple[int, int, int]] = []
     cookies: list[int] = []
     writes: list[tuple[int, memoryview]] = []
     for _ in range(most):
-        if position > end - form.header_bytes or most_bytes <= 0:
+        if position > end - header_bytes or most_bytes <= 0:
             break
         kind, cookie, offset, length = unpack(data, position)
-        begin = position + form.header_bytes
+        begin = position + header_bytes
         if not length or offset + length > end_bytes:
             break
-        if kind == form.write and begin + length <= end:
+        if kind == plain_write and begin + length <= end:
             cookies.append(cookie)
             position = begin + length
             writes.append((offset, view[begin:position]))
-        elif kind == form.read and length <= most_read_bytes:
+        elif kind == plain_read and length <= most_read_bytes:
             reads.append((cookie, offset, length))
             position = begin
             most_bytes -= length
         else:
             break
     return position, reads, cookies, writes
+
+
+try:
+    from snapctl._native import plain_requests
+except ImportError:
+    plain_requests = pure_plain_requests

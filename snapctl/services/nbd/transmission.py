@@ -168,7 +168,7 @@ class Transmission:
         answers, backend, read = self._answers, self._reads.backend, self._device.read
         room = BATCH_BYTES - answers.gathered_bytes
         position, reads, cookies, writes = plain_requests(
-            data, position, end, self._plain, self.agreement.size_bytes, room, PIECE_BYTES, _ROUND
+            data, position, end, *self._plain, self.agreement.size_bytes, room, PIECE_BYTES, _ROUND
         )
         whole, is_chunked, append = answers.form.whole, answers.form.is_chunked, answers.gathered.append
         answered = read_bytes = 0

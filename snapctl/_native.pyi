@@ -1,0 +1,48 @@
+from array import array
+from typing import Any
+
+from snapctl.storage.backend import Buffer
+
+def checksums(data: Buffer, size: int, /) -> list[int]: ...
+def checksums_of(buffers: list[Buffer], size: int, /) -> list[int]: ...
+def plan(
+    leaves: dict[int, array[int]],
+    bitmaps: dict[int, Any],
+    runs: list[tuple[int, Buffer]],
+    block_shift: int,
+    fanout_shift: int,
+    bitmap_shift: int,
+    units: int,
+    /,
+) -> tuple[list[int], list[int], int] | None: ...
+def enter(
+    leaves: dict[int, array[int]],
+    runs: list[tuple[int, Buffer]],
+    places: list[int],
+    pages: list[int],
+    sums: list[int],
+    block_shift: int,
+    fanout_shift: int,
+    units: int,
+    birth: int,
+    /,
+) -> None: ...
+def clear_each(
+    current: bytearray, committed: bytes, previous: bytes, bits: list[int], /
+) -> tuple[int, list[int]] | None: ...
+def runs_of(
+    writes: list[tuple[int, memoryview]], block_shift: int, fanout_shift: int, size_bytes: int, /
+) -> list[tuple[int, Buffer]] | None: ...
+def plain_requests(
+    data: bytes | bytearray,
+    position: int,
+    end: int,
+    header_bytes: int,
+    plain_read: int,
+    plain_write: int,
+    end_bytes: int,
+    most_bytes: int,
+    piece_bytes: int,
+    most: int,
+    /,
+) -> tuple[int, list[tuple[int, int, int]], list[int], list[tuple[int, memoryview]]]: ...
