@@ -1,4 +1,5 @@
-# Everything runs in a virtual environment of its own, below .venv. It is made anew when pyproject.toml changes.
+# Everything runs in a virtual environment of its own, below .venv. It is made anew when pyproject.toml changes; when
+# snapctl/_native.c does, that is compiled again.
 #
 #   make PYTHON=python3.13 test                  another interpreter
 #   make test PYTEST_ARGS='-k claims'            some of the tests
@@ -86,10 +87,10 @@ golden: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m tests.golden.make
 
 clean:
-	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist snapctl/_native.*.so .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.made: pyproject.toml
 	@command -v '$(PYTHON)' >/dev/null || { \
 	    echo 'snapctl needs Python 3.11 or newer: there is no $(PYTHON); try make PYTHON=...' >&2; exit 1; }
 	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -98,9 +99,12 @@ $(VENV)/.installed: pyproject.toml
 	    echo 'snapctl needs the venv module of $(PYTHON); on Debian: apt-get install python3-venv' >&2; exit 1; }
 	rm -rf $(VENV)
 	'$(PYTHON)' -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made hatch_build.py snapctl/_native.c
 	$(pip) install --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(VENV)/.made | $(VENV)/.installed
 	$(pip) install --editable '.[dev]'
 	@touch $@

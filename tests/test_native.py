@@ -185,7 +185,7 @@ spec = importlib.util.spec_from_file_location("snapctl._native", sys.argv[1])
 sys.modules["snapctl._native"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["snapctl._native"])
 chosen = ["-k", "compiled_and_pure or refuse or every_kind"]
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *chosen, sys.argv[2]]))
+sys.exit(pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", *chosen, sys.argv[2]]))
 """
     run = subprocess.run(
         [sys.executable, "-c", code, made, __file__],
