@@ -81,7 +81,16 @@ def build(directory: Path, *flags: str) -> Path:
     needs_header("stdio.h", package="libc6-dev")
     needs_header("Python.h", package="python3-dev")
     made = directory / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
-    command = [needs("gcc", package="gcc"), "-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+    command = [
+        needs("gcc", package="gcc"),
+        "-std=c11",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Wconversion",
+        "-Wno-sign-conversion",
+        "-Werror",
+    ]
     command += [*flags, "-shared", "-fPIC", "-I", sysconfig.get_path("include"), str(SOURCE), "-o", str(made)]
     subprocess.run(command, check=True, timeout=120)
     return made
