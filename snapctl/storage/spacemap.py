@@ -312,30 +312,32 @@ class SpaceMap:
         self._settle()
         return range(first, first + wanted, units)
 
-    def _find_extent(self, least_units: int) -> range:
-        """A long run of free units, for what had better lie together; empty if there is none.
+    def _find_extent(self, wanted: int) -> range:
+        """A run of free units for what had better lie together; empty if there is none.
 
-        It is looked for near the front, then at the end of the file: that may grow as long as little of it is free, but
+        It is looked for near the front of the file, where some more is set aside for what comes next. At the end, which
+        is the place of others as well, it is as long as wanted: the file may grow as long as little of it is free, but
         many holes had better be filled.
         """
-        least = max(least_units, _EXTENT_BYTES // self._geometry.unit)
-        most = max(least_units, _MOST_EXTENT_BYTES // self._geometry.unit)
-        per_bitmap = self._geometry.units_per_bitmap
-        end = self._pages.end_page // per_bitmap
-        indexes = [*range(self._first_extent, min(self._first_extent + _NEAR, end))]
-        most_holes = max(self._pages.end_page // _MOST_HOLES, _MOST_HOLE_BYTES // self._geometry.unit)
-        if self._pages.end_page - self.used < most_holes:
-            indexes += [index for index in (end, end + 1) if index * per_bitmap < self._limit]
-        for index in indexes:
-            bitmap = self._bitmap(index)
-            free = self._free(index, bitmap) & (1 << self._length(index)) - 1
-            found = first_run(free, least)
+        unit, per_bitmap, end_page = self._geometry.unit, self._geometry.units_per_bitmap, self._pages.end_page
+        last, bit = divmod(end_page, per_bitmap)
+        for index in range(self._first_extent, min(self._first_extent + _NEAR, last + 1)):
+            bitmap, base = self._bitmap(index), index * per_bitmap
+            inside = (1 << min(self._length(index), end_page - base)) - 1
+            found = first_run(self._free(index, bitmap) & inside, max(wanted, _EXTENT_BYTES // unit))
             if found is not None:
                 bitmap.forget_free()
                 self._first_extent = index
-                first = index * per_bitmap + found[0]
-                return range(first, min(first + most, index * per_bitmap + found[1]))
-        return range(0)
+                most = max(wanted, _MOST_EXTENT_BYTES // unit)
+                return range(base + found[0], base + min(found[0] + most, found[1]))
+        self._first_extent = last + 1  # until some come free
+        if end_page - self.used >= max(end_page // _MOST_HOLES, _MOST_HOLE_BYTES // unit):
+            return range(0)
+        bitmap, all_of_it = self._bitmap(last), (1 << wanted) - 1
+        if bit + wanted > self._length(last) or self._free(last, bitmap) >> bit & all_of_it != all_of_it:
+            return range(0)
+        bitmap.forget_free()
+        return range(end_page, end_page + wanted)
 
     def _end_extent(self) -> None:
         """Let what is left of the extent be allocated by anybody."""
