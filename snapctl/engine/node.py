@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from snapctl.engine.model import Cow, Extent, Kind
 from snapctl.errors import Corruption, NodeNotFound, OutOfRange, ReadOnlyNode
 from snapctl.format.pointer import Pointer
 from snapctl.format.record import NodeRecord
-from snapctl.storage.backend import Buffer
+from snapctl.storage.backend import Buffer, NotCached
 from snapctl.storage.tabletree import TableTree
 
 if TYPE_CHECKING:
@@ -181,15 +181,23 @@ class Node:
             Corruption: data or tables fail their checksum, or a block is lost.
             IoFailure: the system refuses.
         """
-        container = self.container
-        if (
-            not 0 <= offset <= offset + length <= self._record.size_bytes
-            or self.is_gone
-            or container.is_broken
-            or not container.pages.is_usable
-        ):
-            self.check_range(offset, length)
+        self.check_range(offset, length)
         return reading.read(self, offset, length)
+
+    def read_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytearray | NotCached | None]:
+        """Read ranges, offset and length each, as far as that can be done at the least cost.
+
+        Returns:
+            Of each range the data, or what has to be fetched first while the backend reads from memory alone; None if
+            `read` has to do it, or to say why it cannot be done.
+
+        Raises:
+            IoFailure: the system refuses.
+        """
+        end = max([offset + length for offset, length in ranges], default=0)
+        if end > self._record.size_bytes or self.is_gone or self.container.is_broken:
+            return [None] * len(ranges)
+        return reading.read_each(self, ranges)
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill `buffer` from `offset` in bytes; raises as `read`."""

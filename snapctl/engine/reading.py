@@ -7,7 +7,7 @@ size, in bytes, at every hop, so that a snapshot never shows what its origin gre
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +27,7 @@ from snapctl.format.pointer import (
     kind_runs,
     pointer_checksums,
 )
+from snapctl.storage.backend import NotCached
 
 if TYPE_CHECKING:
     from array import array
@@ -64,25 +65,53 @@ class Piece(NamedTuple):
 
 def read(node: Node, offset: int, length: int) -> bytearray:
     """Read a range that lies inside the node. Raises as `read_blocks`."""
-    container = node.container
-    geometry = container.geometry
-    size, shift, start = geometry.block_size, geometry.block_shift, offset >> geometry.block_shift
-    head = offset - (start << shift)
-    first = start & geometry.fanout_mask
-    count = (head + length + size - 1) >> shift
-    if 0 < count <= geometry.fanout - first:
-        # The shortest way for what is asked most: blocks that a leaf in memory points to.
-        if node.is_snapshot:
-            words = node.view.get(start >> geometry.fanout_shift)
-        else:
-            words = None if node.tables is None else node.tables.resident_words(start)
-        if words:
-            data = bytearray(count << shift)
-            if _fetch(container.pages, words, first, count, data):
-                return data if length == len(data) else data[head : head + length]
     data = bytearray(length)
     read_into(node, offset, memoryview(data))
     return data
+
+
+def read_each(node: Node, ranges: Sequence[tuple[int, int]]) -> list[bytearray | NotCached | None]:
+    """Read ranges that lie inside the node, the shortest way: whole blocks that a leaf in memory points to.
+
+    Args:
+        node: the node.
+        ranges: offset and length in bytes.
+
+    Returns:
+        Of each range the data, or what its pages lack in memory; None if that takes another way, or is damaged.
+
+    Raises:
+        IoFailure: the system refuses.
+    """
+    pages, geometry = node.container.pages, node.container.geometry
+    size, shift, mask = geometry.block_size, geometry.block_shift, geometry.fanout_mask
+    unit, first_page, last_page = geometry.unit, geometry.first_page, pages.end_page - geometry.block_units
+    read_into, tables = pages.backend.read_into, None if node.is_snapshot else node.tables
+    found: list[bytearray | NotCached | None] = []
+    for offset, length in ranges:
+        start = offset >> shift
+        if node.is_snapshot:
+            words = node.view.get(start >> geometry.fanout_shift)
+        else:
+            words = None if tables is None else tables.resident_words(start)
+        first, count = start & mask, length >> shift
+        data: bytearray | NotCached | None = None
+        if words is not None and not (offset | length) & size - 1 and 0 < count <= mask + 1 - first:
+            try:
+                data = bytearray(length)
+                if count == 1:
+                    page_no = words[2 * first] - PAGE_WORD
+                    if first_page <= page_no <= last_page:
+                        read_into(page_no * unit, data)
+                        data = data if crc32c(data) == words[2 * first + 1] & CHECKSUM_MASK else None
+                    else:
+                        data = None
+                elif not _fetch(pages, words, first, count, data):
+                    data = None
+            except NotCached as missing:
+                data = missing
+        found.append(data)
+    return found
 
 
 def _fetch(pages: PageFile, words: array[int], first: int, count: int, target: bytearray | memoryview) -> bool:
@@ -92,12 +121,6 @@ def _fetch(pages: PageFile, words: array[int], first: int, count: int, target: b
         Whether all is well; else nothing is known of `target`, and `read_blocks` finds out why.
     """
     geometry = pages.geometry
-    if count == 1:
-        page_no = words[2 * first] - PAGE_WORD
-        if not geometry.first_page <= page_no <= pages.end_page - geometry.block_units:
-            return False
-        pages.backend.read_into(page_no * geometry.unit, target)
-        return crc32c(target) == words[2 * first + 1] & CHECKSUM_MASK
     view, shift = memoryview(target), geometry.block_shift
     for i, j in _runs(words, first, first + count, geometry.block_units):
         page_no = words[2 * i] - PAGE_WORD

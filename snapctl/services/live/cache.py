@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import Flag, auto
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from snapctl.engine.recovery import Change, apply
@@ -49,6 +50,10 @@ _MOST_UNCOMMITTED_BYTES = 1 << 30
 _MOST_KEPT_BYTES = 1 << 30
 """Of freed room twice what a transaction took is kept for those to come, lest the file system take it and give it out
 again each time; but no more than this."""
+
+
+_SHORT_SYNC_SECONDS = 0.0005
+"""A disk that syncs a record in less is waited for where requests are, which then wait for no longer than that."""
 
 
 class _Wish(Flag):
@@ -97,6 +102,7 @@ class Cache:
         self._wants_log = False
         self._room_waiters: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._sync_seconds = inf
         self._failure: Exception | None = None  # after which nothing more can be done
         self._stuck: Exception | None = None  # because of which the last round did not succeed
         self._spoiled: dict[Node, Corruption] = {}  # volumes whose tables cannot take what was acknowledged
@@ -359,21 +365,30 @@ class Cache:
             self._rounds = asyncio.get_running_loop().create_task(self._run(), name="commits")
 
     def _log_at_once(self) -> bool:
-        """As `_log`, but without a task, which would cost as much as all else; returns whether it is under way."""
+        """Flush by a record, without a task, which would cost as much as all else.
+
+        On a disk that takes less time for that than it takes to wake a thread twice, not even a thread waits for it.
+
+        Returns:
+            Whether it is done or under way; False if only a commit will do.
+        """
         try:
             generation = self._append()
+            if generation is None:
+                return False
+            self._wishes = _Wish.NONE
+            if self._sync_seconds < _SHORT_SYNC_SECONDS:
+                self._sync_log()
+                self._take_note_of_record(generation)
+            else:
+                self._rounds = asyncio.get_running_loop().run_in_executor(self._disk, self._sync_log)
+                self._rounds.add_done_callback(partial(self._record_synced, generation))
         except Exception as error:  # noqa: BLE001 whoever waits is told, whatever it is
             self._fail(error)
-            return True
-        if generation is None:
-            return False
-        self._wishes = _Wish.NONE
-        loop = asyncio.get_running_loop()
-        self._rounds = loop.run_in_executor(self._disk, self._container.sync_log)
-        self._rounds.add_done_callback(partial(self._logged_at_once, generation))
         return True
 
-    def _logged_at_once(self, generation: Generation, synced: asyncio.Future[None]) -> None:
+    def _record_synced(self, generation: Generation, synced: asyncio.Future[None]) -> None:
+        """Take note that a thread has waited for the disk."""
         self._rounds = None
         error = synced.exception()
         if isinstance(error, Exception):
@@ -383,12 +398,19 @@ class Cache:
         if self._wishes is not _Wish.NONE and self._failure is None:
             self._want(_Wish.NONE)
 
+    def _sync_log(self) -> None:
+        """Wait for the disk, on whatever thread, and remember how long that takes of late."""
+        began = time.monotonic()
+        self._container.sync_log()
+        took = time.monotonic() - began
+        self._sync_seconds = took if self._sync_seconds == inf else 0.75 * self._sync_seconds + 0.25 * took
+
     async def _run(self) -> None:
         try:
             while self._wishes is not _Wish.NONE and self._failure is None:
                 wishes, self._wishes = self._wishes, _Wish.NONE
                 if wishes is _Wish.FLUSH and (generation := self._append()) is not None:
-                    await asyncio.get_running_loop().run_in_executor(self._disk, self._container.sync_log)
+                    await asyncio.get_running_loop().run_in_executor(self._disk, self._sync_log)
                     self._take_note_of_record(generation)
                     continue
                 if self._logged is not None:

@@ -13,7 +13,7 @@ from snapctl.engine import changes
 from snapctl.engine.model import Extent, Kind
 from snapctl.engine.runs import runs_of
 from snapctl.services.live.overlay import Content, Overlay, Stretch
-from snapctl.storage.backend import Buffer
+from snapctl.storage.backend import Buffer, NotCached
 
 if TYPE_CHECKING:
     from snapctl.engine.node import Node
@@ -70,6 +70,15 @@ class Device:
                 self.read_into(offset, buffer)
                 return buffer
         return self.node.read(offset, length)
+
+    def read_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytearray | NotCached | None]:
+        """As `Node.read_each`, acknowledged writes included."""
+        shift = self.node.container.geometry.block_shift + self.node.container.geometry.fanout_shift
+        if overlays := self._cache.overlays(self.node):
+            leaves = {at >> shift for offset, length in ranges for at in (offset, offset + length - 1)}
+            if any(overlay.has_any(leaves) for overlay in overlays):
+                return [None] * len(ranges)
+        return self.node.read_each(ranges)
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill `buffer` from `offset` in bytes, acknowledged writes included; raises as `Node.read`."""

@@ -225,7 +225,10 @@ class Connection(asyncio.BufferedProtocol):
         """Use what was left, then receive more."""
         if not self._is_lost and not self._is_blocked:
             left, self._left = self._left, b""
-            self._use(left, len(left))
+            if left:
+                self._use(left, len(left))
+            else:
+                self._pace()
 
     def close(self) -> None:
         """Send what was written, then disconnect."""

@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from snapctl.errors import SnapctlError
 from snapctl.services.nbd import wire
 from snapctl.services.nbd.answers import PIECE_BYTES, ZEROS, Answers, Link
 from snapctl.services.nbd.fetcher import Fetcher
@@ -123,6 +124,16 @@ class Reads:
             if not answers.is_lost:
                 self.read(request, tries + 1, awaited)
                 answers.send_batch()
+
+    def from_memory(self, reads: list[tuple[int, int, int]]) -> list[bytearray | NotCached | None]:
+        """Read what plain requests (cookie, offset and length) ask for; returns as `Device.read_each`."""
+        self.backend.cached_only = True
+        try:
+            return self._device.read_each([read[1:] for read in reads])
+        except SnapctlError:
+            return [None] * len(reads)  # it is met again, and told
+        finally:
+            self.backend.cached_only = False
 
     def _from_cache(self, offset: int, length: int, tries: int) -> Buffer:
         """Read without waiting for the disk; but wait at last if what was fetched is always gone again.

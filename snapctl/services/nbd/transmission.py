@@ -37,7 +37,6 @@ from snapctl.services.nbd.plain import plain, plain_requests
 from snapctl.services.nbd.reads import Reads
 from snapctl.services.nbd.requests import Request, objection, payload_bytes
 from snapctl.services.nbd.statistics import Statistics
-from snapctl.storage.backend import NotCached
 
 SMALL_PAYLOAD_BYTES = 64 << 10
 """A payload up to this size is received where requests are, and takes nothing from the budget."""
@@ -135,6 +134,8 @@ class Transmission:
                     break
                 (request, errno), self._skipped_for = self._skipped_for, None
                 self._answers.refuse(request, errno)
+            if end - position < size:
+                break
             begun_at = position
             position = self._take_plain(data, position, end, began_ns)
             if end - position < size:
@@ -165,37 +166,39 @@ class Transmission:
         Returns:
             The position of what is left.
         """
-        answers, backend, read = self._answers, self._reads.backend, self._device.read
+        answers = self._answers
         room = BATCH_BYTES - answers.gathered_bytes
         position, reads, cookies, writes = plain_requests(
             data, position, end, *self._plain, self.agreement.size_bytes, room, PIECE_BYTES, _ROUND
         )
-        whole, is_chunked, append = answers.form.whole, answers.form.is_chunked, answers.gathered.append
-        answered = read_bytes = 0
-        backend.cached_only = True
-        for cookie, offset, length in reads:
-            try:
-                block = read(offset, length)
-            except NotCached as missing:
-                self._reads.fetch(Request(0, wire.CMD_READ, cookie, offset, length, began_ns), missing)
-                continue
-            except Exception:  # noqa: BLE001 the general way meets it again, and tells
-                self._reads.read(Request(0, wire.CMD_READ, cookie, offset, length, began_ns))
-                backend.cached_only = True
-                continue
-            if is_chunked and not block[0] and block == ZEROS[:length]:
-                append(answers.form.hole(cookie, offset, offset, length, is_last=True))
-            else:
-                append(whole(cookie, offset, length))
-                append(block)
-            answered += 1
-            read_bytes += length
-        backend.cached_only = False
-        answers.gathered_bytes += read_bytes
-        answers.count_many(began_ns, wire.CMD_READ, answered, read_bytes)
+        if reads:
+            self._take_reads(reads, began_ns)
         if writes:
             self._take_writes(cookies, writes, began_ns)
         return position
+
+    def _take_reads(self, reads: list[tuple[int, int, int]], began_ns: int) -> None:
+        """Execute valid reads, given by cookie, offset and length."""
+        answers, form = self._answers, self._answers.form
+        append, is_chunked = answers.gathered.append, form.is_chunked
+        answered = read_bytes = 0
+        for (cookie, offset, length), block in zip(reads, self._reads.from_memory(reads), strict=True):
+            if isinstance(block, bytearray):
+                if is_chunked and not block[0] and block == ZEROS[:length]:
+                    append(form.hole(cookie, offset, offset, length, is_last=True))
+                else:
+                    append(form.whole(cookie, offset, length))
+                    append(block)
+                answered += 1
+                read_bytes += length
+                continue
+            request = Request(0, wire.CMD_READ, cookie, offset, length, began_ns)
+            if block is None:
+                self._reads.read(request)
+            else:
+                self._reads.fetch(request, block)
+        answers.gathered_bytes += read_bytes
+        answers.count_many(began_ns, wire.CMD_READ, answered, read_bytes)
 
     def _take_writes(self, cookies: list[int], writes: list[tuple[int, memoryview]], began_ns: int) -> None:
         """Execute valid writes that have come together: all at a stroke, or those that have to wait one by one."""
@@ -378,19 +381,22 @@ class Transmission:
         answers.count(request)
 
     def _flushed(self, requests: list[Request], durable: asyncio.Future[None]) -> None:
-        """Answer requests, as all that was acknowledged before is durable, or cannot be made so."""
+        """Answer flushes that had to wait, and go on."""
         self._flush_waits.discard(durable)
+        if not durable.cancelled():  # the server has given the client up
+            self._answer_flushes(requests, durable)
+            self._settle_and_go_on()
+
+    def _answer_flushes(self, requests: list[Request], durable: asyncio.Future[None]) -> None:
+        """Answer requests, as all that was acknowledged before is durable, or cannot be made so."""
         self._flushing -= len(requests)
         self.statistics.in_flight -= len(requests)
-        if durable.cancelled():
-            return  # the server has given the client up
         error = durable.exception()
         for request in requests:
             if isinstance(error, Exception):
                 self._answers.failed(request, error)
             else:
                 self._answers.done(request)
-        self._settle_and_go_on()
 
     # Waiting.
 
@@ -425,8 +431,11 @@ class Transmission:
             self._flushing += len(requests)
             self.statistics.in_flight += len(requests)
             durable = self._live.cache.flushed()
-            self._flush_waits.add(durable)
-            durable.add_done_callback(partial(self._flushed, requests))
+            if durable.done():
+                self._answer_flushes(requests, durable)
+            else:
+                self._flush_waits.add(durable)
+                durable.add_done_callback(partial(self._flushed, requests))
         if self._reads.waiting:
             self._reads.read_again()
         self._answers.send()

@@ -50,7 +50,26 @@ def filled(container: Container) -> int:
     return number
 
 
-def outcome(served: Served, form: str, bits: list[bytes]) -> tuple[bytes, Count, bytes]:
+def replies(form: str, asked: list[Asked], answers: bytes) -> list[tuple[int, bytes]]:
+    """What came back, by cookie: a server may answer in any order, but the chunks of one answer."""
+    found: list[tuple[int, bytes]] = []
+    while answers:
+        if form == "simple":
+            _, error, cookie = struct.unpack_from(">LLQ", answers)
+            _, command, _, length = asked[cookie - 1]
+            size = 16 + (length if command == nbd.READ and not error else 0)
+        else:
+            header = struct.Struct(">LHHQQQ" if form == "extended" else ">LHHQL")
+            _, _, _, cookie, *_, length = header.unpack_from(answers)
+            size = header.size + length
+        found.append((cookie, answers[:size]))
+        answers = answers[size:]
+    return sorted(found, key=lambda reply: reply[0])
+
+
+def outcome(
+    served: Served, form: str, asked: list[Asked], bits: list[bytes]
+) -> tuple[list[tuple[int, bytes]], Count, bytes]:
     """Send bits of a stream of requests to a new volume; returns all that came back, the counts and the content."""
     made: list[int] = []
     served.change(lambda container: made.append(filled(container)))
@@ -78,7 +97,7 @@ def outcome(served: Served, form: str, bits: list[bytes]) -> tuple[bytes, Count,
     with served.client(name) as client:
         content = client.read(0, SIZE)
     served.change(lambda container: container.delete(name))
-    return bytes(answers), counts, content
+    return replies(form, asked, bytes(answers)), counts, content
 
 
 @pytest.mark.parametrize("form", nbd.FORMS)
@@ -90,11 +109,11 @@ def test_answers_and_counts_are_alike_by_every_way(form: str, asked: list[Asked]
     stream += built(form, (0, nbd.DISC, 0, 0), 0)
     cuts = sorted(random.Random(seed).sample(range(len(stream)), 8))
     bits = [stream[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-    whole = outcome(served, form, [stream])
-    assert outcome(served, form, bits) == whole
+    whole = outcome(served, form, asked, [stream])
+    assert outcome(served, form, asked, bits) == whole
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Transmission, "_take_plain", leave_all)
-        assert outcome(served, form, [stream]) == whole
+        assert outcome(served, form, asked, [stream]) == whole
 
 
 def leave_all(_self: Any, _data: Any, position: int, *_: Any) -> int:
