@@ -2,13 +2,22 @@
  *
  * Every function has a twin in Python, in the module that it belongs to. The twin is the reference: tests hold the two
  * together, and it is what runs where this file was not compiled. Nothing here does input or output, decides anything,
- * or keeps anything between two calls. The lock of the interpreter is held throughout, so no buffer changes meanwhile;
- * no call takes long enough to be worth giving it up.
+ * or keeps anything between two calls.
+ *
+ * Whatever the arguments, a call returns or raises. That it does the same as its twin takes arguments as the twin
+ * describes them: containers and buffers of just these types, numbers from 0 to 2**64 - 1, shifts and units as a
+ * geometry can have them, runs of whole blocks beneath one leaf, bitmaps whose states have one size.
+ *
+ * The lock of the interpreter is held throughout: no call takes long enough to be worth giving it up, and as nothing
+ * is declared to the contrary, Python never imports this without such a lock, one for all interpreters. Yet wherever an
+ * object is made, looked up or asked for an attribute, other code in Python may run and change lists, dicts and
+ * bytearrays. What is read from is therefore held, as a buffer or by a reference, or copied before.
  */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <stdarg.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -163,55 +172,106 @@ crc32c(const uint8_t *bytes, size_t size)
     return ~crc32c_extend(~UINT32_C(0), bytes, size);
 }
 
-/* ---- Functions: arguments by position, twins as named ---------------------------------------------------------- */
+/* ---- What comes from Python and goes there --------------------------------------------------------------------- */
 
-/* Twin: snapctl.format.checksum.pure_checksums */
-static PyObject *
-checksums(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+/* Check arguments by position, a letter each: o any object, d a dict, l a list, a a bytearray, b bytes; and, with a
+ * pointer that the number goes to: s a shift, c the units of a block, u any uint64_t, i any int64_t.
+ * 0, or -1 after an exception. */
+static int
+check(const char *name, const char *letters, PyObject *const *args, Py_ssize_t nargs, ...)
 {
-    if (nargs != 2) {
-        PyErr_Format(PyExc_TypeError, "checksums() takes 2 arguments (%zd given)", nargs);
-        return NULL;
+    int fits = nargs == (Py_ssize_t)strlen(letters);
+    va_list numbers;
+    va_start(numbers, nargs);
+    for (Py_ssize_t i = 0; fits && i < nargs; i++) {
+        switch (letters[i]) {
+        case 'd': fits = PyDict_Check(args[i]); break;
+        case 'l': fits = PyList_Check(args[i]); break;
+        case 'a': fits = PyByteArray_Check(args[i]); break;
+        case 'b': fits = PyBytes_Check(args[i]); break;
+        case 'i': *va_arg(numbers, int64_t *) = PyLong_AsLongLong(args[i]); break;
+        case 'u': *va_arg(numbers, uint64_t *) = PyLong_AsUnsignedLongLong(args[i]); break;
+        case 's':
+        case 'c': {
+            long long low = letters[i] == 'c', high = low ? 4096 : 40, number = PyLong_AsLongLong(args[i]);
+            *va_arg(numbers, uint64_t *) = number;
+            if ((number < low || number > high) && !PyErr_Occurred())
+                PyErr_Format(PyExc_ValueError, "%s(): no geometry has %lld", name, number);
+        }
+        }
+        if (PyErr_Occurred())
+            break;
     }
-    /* Without an exception to raise, numbers beyond what a size can be count as the largest. */
-    Py_ssize_t size = PyNumber_AsSsize_t(args[1], NULL);
-    if (size == -1 && PyErr_Occurred())
-        return NULL;
-    if (size < 1) {
-        PyErr_SetString(PyExc_ValueError, "size must be at least 1");
-        return NULL;
-    }
-    Py_buffer data;
-    if (PyObject_GetBuffer(args[0], &data, PyBUF_SIMPLE) < 0)
-        return NULL;
-    const uint8_t *bytes = data.buf;
-    Py_ssize_t count = data.len / size + (data.len % size != 0);
-    PyObject *found = PyList_New(count);
-    for (Py_ssize_t i = 0; found != NULL && i < count; i++) {
-        Py_ssize_t at = i * size;
-        Py_ssize_t length = data.len - at < size ? data.len - at : size;
-        PyObject *checksum = PyLong_FromUnsignedLong(crc32c(bytes + at, (size_t)length));
-        if (checksum == NULL)
-            Py_CLEAR(found);
-        else
-            PyList_SET_ITEM(found, i, checksum);
-    }
-    PyBuffer_Release(&data);
-    return found;
+    va_end(numbers);
+    if (!fits)
+        PyErr_Format(PyExc_TypeError, "%s() takes %zu arguments, of the types that its twin names", name, strlen(letters));
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* Append an object that is ours to give away, or NULL if making it failed; 0, or -1 after an exception. */
+static int
+append(PyObject *list, PyObject *item)
+{
+    int result = item == NULL ? -1 : PyList_Append(list, item);
+    Py_XDECREF(item);
+    return result;
 }
 
 static int
 append_number(PyObject *list, uint64_t number)
 {
-    PyObject *item = PyLong_FromUnsignedLongLong(number);
-    if (item == NULL)
-        return -1;
-    int result = PyList_Append(list, item);
-    Py_DECREF(item);
-    return result;
+    return append(list, PyLong_FromUnsignedLongLong(number));
 }
 
-/* Append the checksums of the pieces of a buffer; -1 after an exception. */
+/* Copy the numbers of a list; NULL after an exception. */
+static uint64_t *
+read_numbers(PyObject *list, Py_ssize_t *size)
+{
+    uint64_t *numbers = PyMem_New(uint64_t, PyList_GET_SIZE(list) + 1);
+    if (numbers == NULL)
+        return (uint64_t *)PyErr_NoMemory();
+    *size = PyList_GET_SIZE(list);
+    for (Py_ssize_t i = 0; i < *size; i++) {
+        numbers[i] = PyLong_AsUnsignedLongLong(PyList_GET_ITEM(list, i));
+        if (numbers[i] == UINT64_MAX && PyErr_Occurred()) {
+            PyMem_Free(numbers);
+            return NULL;
+        }
+    }
+    return numbers;
+}
+
+/* Read a pair of a number and a buffer, of a type whose length no code in Python tells; 0, or -1 after an exception. */
+static int
+read_pair(PyObject *pair, uint64_t *number, uint64_t *length)
+{
+    PyObject *data = PyTuple_Check(pair) && PyTuple_GET_SIZE(pair) == 2 ? PyTuple_GET_ITEM(pair, 1) : NULL;
+    if (data == NULL || !(PyMemoryView_Check(data) || PyBytes_CheckExact(data) || PyByteArray_CheckExact(data))) {
+        PyErr_SetString(PyExc_TypeError, "not a pair of a number and a buffer");
+        return -1;
+    }
+    *number = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(pair, 0));
+    if (*number == UINT64_MAX && PyErr_Occurred())
+        return -1;
+    Py_ssize_t size = PyObject_Size(data);
+    *length = size;
+    return size < 0 ? -1 : 0;
+}
+
+/* ---- Checksums ------------------------------------------------------------------------------------------------- */
+
+/* Read the size of pieces; -1 after an exception. */
+static Py_ssize_t
+piece_size(PyObject *number)
+{
+    /* Without an exception to raise, numbers beyond what a size can be count as the largest. */
+    Py_ssize_t size = PyNumber_AsSsize_t(number, NULL);
+    if (size < 1 && !PyErr_Occurred())
+        PyErr_SetString(PyExc_ValueError, "size must be at least 1");
+    return size < 1 ? -1 : size;
+}
+
+/* Append the checksum of each piece of a buffer; 0, or -1 after an exception. */
 static int
 append_checksums(PyObject *found, PyObject *buffer, Py_ssize_t size)
 {
@@ -219,177 +279,157 @@ append_checksums(PyObject *found, PyObject *buffer, Py_ssize_t size)
     if (PyObject_GetBuffer(buffer, &data, PyBUF_SIMPLE) < 0)
         return -1;
     const uint8_t *bytes = data.buf;
-    int failed = 0;
-    for (Py_ssize_t at = 0; at < data.len && !failed; at += size < data.len - at ? size : data.len - at) {
-        Py_ssize_t length = data.len - at < size ? data.len - at : size;
-        failed = append_number(found, crc32c(bytes + at, (size_t)length)) < 0;
+    int result = 0;
+    for (Py_ssize_t left = data.len; left && !result;) {
+        Py_ssize_t length = left < size ? left : size;
+        result = append_number(found, crc32c(bytes, (size_t)length));
+        bytes += length;
+        left -= length;
     }
     PyBuffer_Release(&data);
-    return failed ? -1 : 0;
+    return result;
+}
+
+/* Twin: snapctl.format.checksum.pure_checksums */
+static PyObject *
+checksums(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (check("checksums", "oo", args, nargs) < 0)
+        return NULL;
+    Py_ssize_t size = piece_size(args[1]);
+    PyObject *found = size < 0 ? NULL : PyList_New(0);
+    if (found != NULL && append_checksums(found, args[0], size) < 0)
+        Py_CLEAR(found);
+    return found;
 }
 
 /* Twin: snapctl.format.checksum.pure_checksums_of */
 static PyObject *
 checksums_of(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (nargs != 2 || !PyList_Check(args[0])) {
-        PyErr_SetString(PyExc_TypeError, "checksums_of() takes a list of buffers and a size");
+    if (check("checksums_of", "lo", args, nargs) < 0)
         return NULL;
-    }
-    Py_ssize_t size = PyNumber_AsSsize_t(args[1], NULL);
-    if (size == -1 && PyErr_Occurred())
-        return NULL;
-    if (size < 1) {
-        PyErr_SetString(PyExc_ValueError, "size must be at least 1");
-        return NULL;
-    }
-    PyObject *found = PyList_New(0);
-    for (Py_ssize_t i = 0; found != NULL && i < PyList_GET_SIZE(args[0]); i++)
-        if (append_checksums(found, PyList_GET_ITEM(args[0], i), size) < 0)
+    Py_ssize_t size = piece_size(args[1]);
+    PyObject *found = size < 0 ? NULL : PyList_New(0);
+    for (Py_ssize_t i = 0; found != NULL && i < PyList_GET_SIZE(args[0]); i++) {
+        PyObject *buffer = Py_NewRef(PyList_GET_ITEM(args[0], i));
+        if (append_checksums(found, buffer, size) < 0)
             Py_CLEAR(found);
+        Py_DECREF(buffer);
+    }
     return found;
-}
-
-static int
-are_shifts(int block_shift, int fanout_shift)
-{
-    return block_shift >= 0 && block_shift < 32 && fanout_shift >= 0 && fanout_shift < 24;
 }
 
 /* ---- Words of tables, bits of the space map, runs of blocks ---------------------------------------------------- */
 
 #define KIND_SHIFT 48
-#define PAGE_KIND 1ull
-#define PAGE_MASK ((1ull << KIND_SHIFT) - 1)
-
-/* A leaf's words, or those of the last leaf that was asked for. */
-typedef struct {
-    uint64_t leaf_no;
-    Py_buffer buffer;
-    uint64_t *words;
-} Leaf;
-
-/* Find the words of a leaf; 1 if they are there, 0 if not, -1 after an exception. */
-static int
-find_leaf(Leaf *leaf, PyObject *leaves, uint64_t leaf_no, uint64_t fanout)
-{
-    if (leaf->words != NULL && leaf->leaf_no == leaf_no)
-        return 1;
-    if (leaf->words != NULL)
-        PyBuffer_Release(&leaf->buffer);
-    leaf->words = NULL;
-    PyObject *key = PyLong_FromUnsignedLongLong(leaf_no);
-    if (key == NULL)
-        return -1;
-    PyObject *words = PyDict_GetItemWithError(leaves, key);
-    Py_DECREF(key);
-    if (words == NULL)
-        return PyErr_Occurred() ? -1 : 0;
-    if (PyObject_GetBuffer(words, &leaf->buffer, PyBUF_WRITABLE) < 0)
-        return -1;
-    if ((uint64_t)leaf->buffer.len != fanout * 16) {
-        PyBuffer_Release(&leaf->buffer);
-        PyErr_SetString(PyExc_ValueError, "a leaf of another size");
-        return -1;
-    }
-    leaf->words = leaf->buffer.buf;
-    leaf->leaf_no = leaf_no;
-    return 1;
-}
-
-static void
-release_leaf(Leaf *leaf)
-{
-    if (leaf->words != NULL)
-        PyBuffer_Release(&leaf->buffer);
-    leaf->words = NULL;
-}
+#define PAGE_KIND UINT64_C(1)
+#define PAGE_MASK ((UINT64_C(1) << KIND_SHIFT) - 1)
 
 /* A run of whole blocks beneath one leaf. */
 typedef struct {
     uint64_t first, count;
+    uint64_t *words; /* of the first block's entry; NULL if the leaf is not there */
+    Py_buffer leaf;  /* what holds them, unless the run before does */
 } Run;
 
-/* Read the runs; NULL after an exception, or with none if they are not as they should be. */
-static Run *
-read_runs(PyObject *runs, int block_shift, int fanout_shift)
+static void
+free_runs(Run *runs, Py_ssize_t size)
 {
-    Py_ssize_t n = PyList_GET_SIZE(runs);
-    uint64_t fanout = 1ull << fanout_shift;
-    Run *found = PyMem_New(Run, n ? n : 1);
-    if (found == NULL) {
-        PyErr_NoMemory();
-        return NULL;
+    for (Py_ssize_t i = 0; runs != NULL && i < size; i++)
+        PyBuffer_Release(&runs[i].leaf);
+    PyMem_Free(runs);
+}
+
+/* Find the words of a leaf; 0, or -1 after an exception. */
+static int
+find_leaf(PyObject *leaves, uint64_t leaf_no, uint64_t fanout, Py_buffer *leaf)
+{
+    PyObject *key = PyLong_FromUnsignedLongLong(leaf_no);
+    PyObject *words = key == NULL ? NULL : Py_XNewRef(PyDict_GetItemWithError(leaves, key));
+    Py_XDECREF(key);
+    if (words == NULL)
+        return PyErr_Occurred() ? -1 : 0;
+    int result = PyObject_GetBuffer(words, leaf, PyBUF_WRITABLE);
+    Py_DECREF(words);
+    if (result == 0 && (leaf->itemsize != 8 || (uint64_t)leaf->len != 16 * fanout || (uintptr_t)leaf->buf % 8)) {
+        PyErr_SetString(PyExc_ValueError, "a leaf is an array with two words for each entry");
+        result = -1;
     }
+    return result;
+}
+
+/* Read runs and find their leaves; NULL after an exception. */
+static Run *
+read_runs(PyObject *list, PyObject *leaves, uint64_t block_shift, uint64_t fanout_shift, Py_ssize_t *size)
+{
+    Py_ssize_t n = PyList_GET_SIZE(list);
+    uint64_t fanout = UINT64_C(1) << fanout_shift, length;
+    Run *runs = PyMem_Calloc(n + 1, sizeof(Run));
+    if (runs == NULL)
+        return (Run *)PyErr_NoMemory();
+    *size = n;
     for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *pair = PyList_GET_ITEM(runs, i);
-        if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2) {
-            PyErr_SetString(PyExc_TypeError, "a run is a pair");
+        if (read_pair(PyList_GET_ITEM(list, i), &runs[i].first, &length) < 0)
             goto failed;
-        }
-        uint64_t first = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(pair, 0));
-        if (first == (uint64_t)-1 && PyErr_Occurred())
-            goto failed;
-        Py_ssize_t length = PyObject_Size(PyTuple_GET_ITEM(pair, 1));
-        if (length < 0)
-            goto failed;
-        found[i].first = first;
-        found[i].count = (uint64_t)length >> block_shift;
-        if (!found[i].count || found[i].count << block_shift != (uint64_t)length ||
-            (first & (fanout - 1)) + found[i].count > fanout) {
+        runs[i].count = length >> block_shift;
+        if (!length || runs[i].count << block_shift != length ||
+            (runs[i].first & (fanout - 1)) + runs[i].count > fanout) {
             PyErr_SetString(PyExc_ValueError, "a run is whole blocks beneath one leaf");
             goto failed;
         }
     }
-    return found;
+    uint64_t *leaf = NULL;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        uint64_t leaf_no = runs[i].first >> fanout_shift;
+        if (!i || leaf_no != runs[i - 1].first >> fanout_shift) {
+            if (find_leaf(leaves, leaf_no, fanout, &runs[i].leaf) < 0)
+                goto failed;
+            leaf = runs[i].leaf.buf;
+        }
+        runs[i].words = leaf == NULL ? NULL : leaf + 2 * (runs[i].first & (fanout - 1));
+    }
+    return runs;
 failed:
-    PyMem_Free(found);
+    free_runs(runs, n);
     return NULL;
 }
 
-/* The states of a bitmap of the space map. */
+/* The bitmap of the space map that was asked for last, unless that is none. */
 typedef struct {
     uint64_t index;
     PyObject *current, *committed;
-    uint64_t bits;
 } Bitmap;
 
 static void
-release_bitmap(Bitmap *bitmap)
+forget_bitmap(Bitmap *bitmap)
 {
     Py_CLEAR(bitmap->current);
     Py_CLEAR(bitmap->committed);
 }
 
-/* As find_leaf, for a bitmap. */
+/* Find a bitmap, or none; 0, or -1 after an exception. */
 static int
-find_bitmap(Bitmap *bitmap, PyObject *bitmaps, uint64_t index)
+find_bitmap(PyObject *bitmaps, uint64_t index, Bitmap *bitmap)
 {
     if (bitmap->current != NULL && bitmap->index == index)
-        return 1;
-    release_bitmap(bitmap);
+        return 0;
+    forget_bitmap(bitmap);
     PyObject *key = PyLong_FromUnsignedLongLong(index);
-    if (key == NULL)
-        return -1;
-    PyObject *found = PyDict_GetItemWithError(bitmaps, key);
-    Py_DECREF(key);
+    PyObject *found = key == NULL ? NULL : Py_XNewRef(PyDict_GetItemWithError(bitmaps, key));
+    Py_XDECREF(key);
     if (found == NULL)
         return PyErr_Occurred() ? -1 : 0;
-    bitmap->current = PyObject_GetAttrString(found, "current");
-    bitmap->committed = PyObject_GetAttrString(found, "committed");
-    if (bitmap->current == NULL || bitmap->committed == NULL) {
-        release_bitmap(bitmap);
-        return -1;
-    }
-    if (!PyByteArray_Check(bitmap->current) || !PyBytes_Check(bitmap->committed) ||
-        PyByteArray_GET_SIZE(bitmap->current) != PyBytes_GET_SIZE(bitmap->committed)) {
-        release_bitmap(bitmap);
-        PyErr_SetString(PyExc_TypeError, "a bitmap has a bytearray and bytes of one size");
-        return -1;
-    }
-    bitmap->index = index;
-    bitmap->bits = (uint64_t)PyBytes_GET_SIZE(bitmap->committed) * 8;
-    return 1;
+    PyObject *current = PyObject_GetAttrString(found, "current");
+    PyObject *committed = current == NULL ? NULL : PyObject_GetAttrString(found, "committed");
+    Py_DECREF(found);
+    *bitmap = (Bitmap){index, current, committed};
+    if (committed != NULL && PyByteArray_Check(current) && PyBytes_Check(committed))
+        return 0;
+    if (committed != NULL)
+        PyErr_SetString(PyExc_TypeError, "a bitmap has a bytearray and bytes");
+    forget_bitmap(bitmap);
+    return -1;
 }
 
 static int
@@ -398,215 +438,163 @@ bit_of(const char *bytes, uint64_t bit)
     return (unsigned char)bytes[bit >> 3] >> (bit & 7) & 1;
 }
 
-/* Whether pages were born in the open transaction: 1, 0, or 2 if the general way has to look at them, -1. */
-static int
-are_fresh(Bitmap *bitmap, PyObject *bitmaps, uint64_t page_no, uint64_t units, int bitmap_shift)
+/* Whether pages were born in the open transaction; UNKNOWN if that cannot be told here, FAILED after an exception. */
+typedef enum { FAILED, UNKNOWN, KEPT, FRESH } Freshness;
+
+static Freshness
+are_fresh(Bitmap *bitmap, PyObject *bitmaps, uint64_t page_no, uint64_t units, uint64_t bitmap_shift)
 {
-    uint64_t bit = page_no & ((1ull << bitmap_shift) - 1);
-    if (page_no == 0 || bit + units > 1ull << bitmap_shift)
-        return 2;
-    int found = find_bitmap(bitmap, bitmaps, page_no >> bitmap_shift);
-    if (found <= 0)
-        return found < 0 ? -1 : 2;
-    if (bit + units > bitmap->bits)
-        return 2;
+    uint64_t bit = page_no & ((UINT64_C(1) << bitmap_shift) - 1), end = bit + units;
+    if (find_bitmap(bitmaps, page_no >> bitmap_shift, bitmap) < 0)
+        return FAILED;
+    if (bitmap->current == NULL || !page_no || end > UINT64_C(1) << bitmap_shift ||
+        end > 8 * (uint64_t)PyByteArray_GET_SIZE(bitmap->current) ||
+        end > 8 * (uint64_t)PyBytes_GET_SIZE(bitmap->committed))
+        return UNKNOWN;
     const char *current = PyByteArray_AS_STRING(bitmap->current), *committed = PyBytes_AS_STRING(bitmap->committed);
-    int fresh = 1;
-    for (uint64_t i = bit; i < bit + units; i++) {
-        if (!bit_of(current, i))
-            return 2;
-        if (bit_of(committed, i))
-            fresh = 0;
+    Freshness found = FRESH;
+    for (; bit < end; bit++) {
+        if (!bit_of(current, bit))
+            return UNKNOWN;
+        if (bit_of(committed, bit))
+            found = KEPT;
     }
-    return fresh;
+    return found;
 }
 
 /* Twin: snapctl.engine.placing.pure_plan */
 static PyObject *
-plan(PyObject *Py_UNUSED(module), PyObject *args)
+plan(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    PyObject *leaves, *bitmaps, *runs;
-    int block_shift, fanout_shift, bitmap_shift, units;
-    if (!PyArg_ParseTuple(args, "O!O!O!iiii", &PyDict_Type, &leaves, &PyDict_Type, &bitmaps, &PyList_Type, &runs,
-                          &block_shift, &fanout_shift, &bitmap_shift, &units))
+    uint64_t block_shift, fanout_shift, bitmap_shift, units, new_blocks = 0;
+    if (check("plan", "ddlsssc", args, nargs, &block_shift, &fanout_shift, &bitmap_shift, &units) < 0)
         return NULL;
-    if (!are_shifts(block_shift, fanout_shift) || bitmap_shift < 0 || bitmap_shift > 40 || units < 1 || units > 4096) {
-        PyErr_SetString(PyExc_ValueError, "no such geometry");
-        return NULL;
-    }
-    Py_ssize_t n = PyList_GET_SIZE(runs);
-    Run *read = read_runs(runs, block_shift, fanout_shift);
-    if (read == NULL)
-        return NULL;
-    Leaf leaf = {0};
+    PyObject *leaves = args[0], *bitmaps = args[1], *result = NULL;
     Bitmap bitmap = {0};
-    PyObject *places = PyList_New(n), *old = PyList_New(0), *result = NULL;
-    uint64_t fanout = 1ull << fanout_shift, new_blocks = 0;
-    if (places == NULL || old == NULL)
+    Py_ssize_t size = 0;
+    Run *runs = read_runs(args[2], leaves, block_shift, fanout_shift, &size);
+    PyObject *places = PyList_New(0), *old = PyList_New(0);
+    if (runs == NULL || places == NULL || old == NULL)
         goto done;
-    for (Py_ssize_t i = 0; i < n; i++) {
-        uint64_t count = read[i].count;
-        int found = find_leaf(&leaf, leaves, read[i].first >> fanout_shift, fanout);
-        if (found < 0)
-            goto done;
-        if (!found)
+    for (Run *run = runs; run < runs + size; run++) {
+        const uint64_t *words = run->words;
+        if (words == NULL)
             goto otherwise;
-        const uint64_t *words = leaf.words + 2 * (read[i].first & (fanout - 1));
-        uint64_t place = words[0] >> KIND_SHIFT == PAGE_KIND ? words[0] & PAGE_MASK : 0;
-        for (uint64_t j = 1; j < count && place; j++)
-            if (words[2 * j] != words[0] + j * (uint64_t)units)
-                place = 0;
-        if (place) {
-            int fresh = are_fresh(&bitmap, bitmaps, place, count * (uint64_t)units, bitmap_shift);
-            if (fresh < 0)
+        uint64_t place = 0, j = 0;
+        if (words[0] >> KIND_SHIFT == PAGE_KIND)
+            while (++j < run->count && words[2 * j] == words[0] + j * units)
+                ;
+        if (j == run->count) {
+            place = words[0] & PAGE_MASK;
+            Freshness found = are_fresh(&bitmap, bitmaps, place, run->count * units, bitmap_shift);
+            if (found == FAILED)
                 goto done;
-            if (fresh == 2)
+            if (found == UNKNOWN)
                 goto otherwise;
-            if (!fresh)
+            if (found == KEPT)
                 place = 0;
         }
         if (!place) {
-            new_blocks += count;
-            for (uint64_t j = 0; j < count; j++)
+            new_blocks += run->count;
+            for (j = 0; j < run->count; j++)
                 if (words[2 * j] >> KIND_SHIFT == PAGE_KIND && append_number(old, words[2 * j] & PAGE_MASK) < 0)
                     goto done;
         }
-        PyObject *item = PyLong_FromUnsignedLongLong(place);
-        if (item == NULL)
+        if (append_number(places, place) < 0)
             goto done;
-        PyList_SET_ITEM(places, i, item);
     }
     result = Py_BuildValue("OOK", places, old, (unsigned long long)new_blocks);
     goto done;
 otherwise:
     result = Py_NewRef(Py_None);
 done:
-    release_leaf(&leaf);
-    release_bitmap(&bitmap);
     Py_XDECREF(places);
     Py_XDECREF(old);
-    PyMem_Free(read);
+    forget_bitmap(&bitmap);
+    free_runs(runs, size);
     return result;
-}
-
-/* Read numbers into memory of their own; NULL after an exception. */
-static uint64_t *
-read_numbers(PyObject *list)
-{
-    Py_ssize_t n = PyList_GET_SIZE(list);
-    uint64_t *numbers = PyMem_New(uint64_t, n ? n : 1);
-    if (numbers == NULL) {
-        PyErr_NoMemory();
-        return NULL;
-    }
-    for (Py_ssize_t i = 0; i < n; i++) {
-        numbers[i] = PyLong_AsUnsignedLongLong(PyList_GET_ITEM(list, i));
-        if (numbers[i] == (uint64_t)-1 && PyErr_Occurred()) {
-            PyMem_Free(numbers);
-            return NULL;
-        }
-    }
-    return numbers;
 }
 
 /* Twin: snapctl.engine.placing.pure_enter */
 static PyObject *
-enter(PyObject *Py_UNUSED(module), PyObject *args)
+enter(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    PyObject *leaves, *runs, *places, *pages, *sums;
-    int block_shift, fanout_shift, units;
-    unsigned long long birth;
-    if (!PyArg_ParseTuple(args, "O!O!O!O!O!iiiK", &PyDict_Type, &leaves, &PyList_Type, &runs, &PyList_Type, &places,
-                          &PyList_Type, &pages, &PyList_Type, &sums, &block_shift, &fanout_shift, &units, &birth))
+    uint64_t block_shift, fanout_shift, units, birth, *places = NULL, *pages = NULL, *sums = NULL;
+    if (check("enter", "dllllsscu", args, nargs, &block_shift, &fanout_shift, &units, &birth) < 0)
         return NULL;
-    if (!are_shifts(block_shift, fanout_shift) || units < 1 || PyList_GET_SIZE(places) != PyList_GET_SIZE(runs)) {
-        PyErr_SetString(PyExc_ValueError, "no such geometry, or a place for each run is missing");
-        return NULL;
-    }
-    Py_ssize_t n = PyList_GET_SIZE(runs), pages_left = PyList_GET_SIZE(pages), sums_left = PyList_GET_SIZE(sums);
-    uint64_t fanout = 1ull << fanout_shift;
-    Leaf leaf = {0};
     PyObject *result = NULL;
-    uint64_t *place = NULL, *page = NULL, *sum = NULL;
-    Run *read = read_runs(runs, block_shift, fanout_shift);
-    if (read == NULL || (place = read_numbers(places)) == NULL || (page = read_numbers(pages)) == NULL ||
-        (sum = read_numbers(sums)) == NULL)
+    Py_ssize_t size = 0, places_size, pages_size, sums_size;
+    Run *runs = read_runs(args[1], args[0], block_shift, fanout_shift, &size);
+    if (runs == NULL || (places = read_numbers(args[2], &places_size)) == NULL ||
+        (pages = read_numbers(args[3], &pages_size)) == NULL || (sums = read_numbers(args[4], &sums_size)) == NULL)
         goto done;
-    for (Py_ssize_t i = 0; i < n; i++) {  /* everything is looked at before anything is changed */
-        int found = find_leaf(&leaf, leaves, read[i].first >> fanout_shift, fanout);
-        if (found < 0)
-            goto done;
-        if (!found) {
-            PyErr_SetString(PyExc_KeyError, "a leaf is not there");
-            goto done;
-        }
-        sums_left -= (Py_ssize_t)read[i].count;
-        if (!place[i])
-            pages_left -= (Py_ssize_t)read[i].count;
+    uint64_t blocks = 0, fresh = 0;
+    int are_there = 1;
+    for (Py_ssize_t i = 0; i < size && size == places_size; i++) {
+        blocks += runs[i].count;
+        fresh += places[i] ? 0 : runs[i].count;
+        are_there &= runs[i].words != NULL;
     }
-    if (sums_left || pages_left) {
+    if (size != places_size || blocks != (uint64_t)sums_size || fresh != (uint64_t)pages_size) {
         PyErr_SetString(PyExc_ValueError, "not one checksum for each block, or not one page for each that has none");
         goto done;
     }
-    Py_ssize_t next_page = 0, next_sum = 0;
-    for (Py_ssize_t i = 0; i < n; i++) {
-        if (find_leaf(&leaf, leaves, read[i].first >> fanout_shift, fanout) <= 0)
-            goto done;
-        uint64_t *words = leaf.words + 2 * (read[i].first & (fanout - 1));
-        for (uint64_t j = 0; j < read[i].count; j++) {
-            uint64_t page_no = place[i] ? place[i] + j * (uint64_t)units : page[next_page++];
-            words[2 * j] = PAGE_KIND << KIND_SHIFT | (page_no & PAGE_MASK);
-            words[2 * j + 1] = birth | (sum[next_sum++] & 0xffffffffu);
-        }
+    if (!are_there) {
+        PyErr_SetString(PyExc_KeyError, "a leaf is not there");
+        goto done;
     }
+    const uint64_t *page = pages, *sum = sums;
+    for (Py_ssize_t i = 0; i < size; i++)
+        for (uint64_t j = 0; j < runs[i].count; j++) {
+            runs[i].words[2 * j] = PAGE_KIND << KIND_SHIFT | (places[i] ? places[i] + j * units : *page++);
+            runs[i].words[2 * j + 1] = birth | (*sum++ & UINT32_MAX);
+        }
     result = Py_NewRef(Py_None);
 done:
-    release_leaf(&leaf);
-    PyMem_Free(read);
-    PyMem_Free(place);
-    PyMem_Free(page);
-    PyMem_Free(sum);
+    free_runs(runs, size);
+    PyMem_Free(places);
+    PyMem_Free(pages);
+    PyMem_Free(sums);
     return result;
 }
 
 /* Twin: snapctl.storage.bitmap.pure_clear_each */
 static PyObject *
-clear_each(PyObject *Py_UNUSED(module), PyObject *args)
+clear_each(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    PyObject *current, *committed, *previous, *bits;
-    if (!PyArg_ParseTuple(args, "O!O!O!O!", &PyByteArray_Type, &current, &PyBytes_Type, &committed, &PyBytes_Type,
-                          &previous, &PyList_Type, &bits))
+    if (check("clear_each", "abbl", args, nargs) < 0)
         return NULL;
-    Py_ssize_t size = PyByteArray_GET_SIZE(current), n = PyList_GET_SIZE(bits), held = 0;
-    if (PyBytes_GET_SIZE(committed) != size || PyBytes_GET_SIZE(previous) != size) {
-        PyErr_SetString(PyExc_ValueError, "the states of a bitmap have one size");
+    const char *committed = PyBytes_AS_STRING(args[1]), *previous = PyBytes_AS_STRING(args[2]);
+    Py_buffer current;
+    if (PyObject_GetBuffer(args[0], &current, PyBUF_WRITABLE) < 0)
         return NULL;
-    }
-    uint64_t *bit = read_numbers(bits);
-    if (bit == NULL)
-        return NULL;
-    char *now = PyByteArray_AS_STRING(current);
-    const char *last = PyBytes_AS_STRING(committed), *before = PyBytes_AS_STRING(previous);
+    char *bytes = current.buf;
     PyObject *again = PyList_New(0), *result = NULL;
-    if (again == NULL)
+    Py_ssize_t size, held = 0;
+    uint64_t *bits = read_numbers(args[3], &size);
+    if (again == NULL || bits == NULL)
         goto done;
-    for (Py_ssize_t i = 0; i < n; i++)
-        if (bit[i] >= (uint64_t)size * 8 || !bit_of(now, bit[i]) || (i && bit[i] <= bit[i - 1])) {
+    if (PyBytes_GET_SIZE(args[1]) != current.len || PyBytes_GET_SIZE(args[2]) != current.len) {
+        PyErr_SetString(PyExc_ValueError, "the states of a bitmap have one size");
+        goto done;
+    }
+    for (Py_ssize_t i = 0; i < size; i++) {
+        if (bits[i] >= 8 * (uint64_t)current.len || !bit_of(bytes, bits[i]) || (i && bits[i] <= bits[i - 1])) {
             result = Py_NewRef(Py_None);
             goto done;
         }
-    for (Py_ssize_t i = 0; i < n; i++) {
-        if (bit_of(last, bit[i]))
+        if (bit_of(committed, bits[i]))
             held++;
-        else if (!bit_of(before, bit[i]) && append_number(again, bit[i]) < 0)
+        else if (!bit_of(previous, bits[i]) && append_number(again, bits[i]) < 0)
             goto done;
     }
-    for (Py_ssize_t i = 0; i < n; i++)
-        now[bit[i] >> 3] = (char)((unsigned char)now[bit[i] >> 3] & ~(1u << (bit[i] & 7)));
     result = Py_BuildValue("nO", held, again);
+    for (Py_ssize_t i = 0; result != NULL && i < size; i++)
+        bytes[bits[i] >> 3] &= (char)~(1u << (bits[i] & 7));
 done:
     Py_XDECREF(again);
-    PyMem_Free(bit);
+    PyMem_Free(bits);
+    PyBuffer_Release(&current);
     return result;
 }
 
@@ -614,69 +602,55 @@ done:
 
 /* Twin: snapctl.engine.runs.pure_runs_of */
 static PyObject *
-runs_of(PyObject *Py_UNUSED(module), PyObject *args)
+runs_of(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    PyObject *writes;
-    int block_shift, fanout_shift;
-    unsigned long long size_bytes;
-    if (!PyArg_ParseTuple(args, "O!iiK", &PyList_Type, &writes, &block_shift, &fanout_shift, &size_bytes))
-        return NULL;
-    if (!are_shifts(block_shift, fanout_shift)) {
-        PyErr_SetString(PyExc_ValueError, "no such geometry");
-        return NULL;
-    }
-    struct piece {
-        uint64_t first, count;
+    typedef struct {
+        uint64_t first, stop;
         PyObject *data;
-    };
-    Py_ssize_t n = PyList_GET_SIZE(writes);
-    uint64_t low = (1ull << block_shift) - 1, fanout = 1ull << fanout_shift;
-    struct piece *pieces = PyMem_New(struct piece, n ? n : 1);
-    if (pieces == NULL)
-        return PyErr_NoMemory();
-    PyObject *result = NULL;
-    for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *pair = PyList_GET_ITEM(writes, i);
-        if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2) {
-            PyErr_SetString(PyExc_TypeError, "a write is a pair");
-            goto done;
-        }
-        uint64_t offset = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(pair, 0));
-        if (offset == (uint64_t)-1 && PyErr_Occurred())
-            goto done;
-        Py_ssize_t length = PyObject_Size(PyTuple_GET_ITEM(pair, 1));
-        if (length < 0)
-            goto done;
-        struct piece piece = {offset >> block_shift, (uint64_t)length >> block_shift, PyTuple_GET_ITEM(pair, 1)};
-        if (!length || ((offset | (uint64_t)length) & low) || (piece.first & (fanout - 1)) + piece.count > fanout ||
-            offset > size_bytes || (uint64_t)length > size_bytes - offset)
+    } Write;
+    uint64_t block_shift, fanout_shift, size_bytes, offset, length;
+    if (check("runs_of", "lssu", args, nargs, &block_shift, &fanout_shift, &size_bytes) < 0)
+        return NULL;
+    uint64_t block_mask = (UINT64_C(1) << block_shift) - 1, fanout = UINT64_C(1) << fanout_shift;
+    PyObject *pairs = PyList_AsTuple(args[0]), *result = PyList_New(0);
+    Py_ssize_t size = pairs == NULL ? 0 : PyTuple_GET_SIZE(pairs);
+    Write *writes = PyMem_New(Write, size + 1);
+    if (writes == NULL)
+        PyErr_NoMemory();
+    if (pairs == NULL || result == NULL || writes == NULL)
+        goto failed;
+    for (Py_ssize_t i = 0; i < size; i++) {
+        if (read_pair(PyTuple_GET_ITEM(pairs, i), &offset, &length) < 0)
+            goto failed;
+        uint64_t first = offset >> block_shift, count = length >> block_shift;
+        if (!length || (offset | length) & block_mask || (first & (fanout - 1)) + count > fanout ||
+            offset > size_bytes || length > size_bytes - offset)
             goto otherwise;
-        Py_ssize_t at = i;  /* few, and often in order */
-        for (; at && pieces[at - 1].first > piece.first; at--)
-            pieces[at] = pieces[at - 1];
-        pieces[at] = piece;
+        Py_ssize_t at = i; /* few, and often in order */
+        for (; at && writes[at - 1].first > first; at--)
+            writes[at] = writes[at - 1];
+        writes[at] = (Write){first, first + count, PyTuple_GET_ITEM(PyTuple_GET_ITEM(pairs, i), 1)};
     }
-    for (Py_ssize_t i = 1; i < n; i++)
-        if (pieces[i].first < pieces[i - 1].first + pieces[i - 1].count)
+    for (Py_ssize_t i = 0; i < size; i++) {
+        if (i && writes[i].first < writes[i - 1].stop)
             goto otherwise;
-    result = PyList_New(n);
-    for (Py_ssize_t i = 0; result != NULL && i < n; i++) {
-        PyObject *run = Py_BuildValue("KO", (unsigned long long)pieces[i].first, pieces[i].data);
-        if (run == NULL)
-            Py_CLEAR(result);
-        else
-            PyList_SET_ITEM(result, i, run);
+        if (append(result, Py_BuildValue("KO", (unsigned long long)writes[i].first, writes[i].data)) < 0)
+            goto failed;
     }
     goto done;
 otherwise:
-    result = Py_NewRef(Py_None);
+    Py_SETREF(result, Py_NewRef(Py_None));
+    goto done;
+failed:
+    Py_CLEAR(result);
 done:
-    PyMem_Free(pieces);
+    PyMem_Free(writes);
+    Py_XDECREF(pairs);
     return result;
 }
 
 static uint64_t
-big_endian(const unsigned char *bytes, int count)
+big_endian(const uint8_t *bytes, int count)
 {
     uint64_t number = 0;
     for (int i = 0; i < count; i++)
@@ -684,73 +658,65 @@ big_endian(const unsigned char *bytes, int count)
     return number;
 }
 
+/* A view of a part of what is viewed; NULL after an exception. */
+static PyObject *
+part(PyObject *view, Py_ssize_t start, Py_ssize_t stop)
+{
+    PyObject *from = PyLong_FromSsize_t(start), *to = PyLong_FromSsize_t(stop), *slice = NULL, *found = NULL;
+    if (from != NULL && to != NULL)
+        slice = PySlice_New(from, to, NULL);
+    if (slice != NULL)
+        found = PyObject_GetItem(view, slice);
+    Py_XDECREF(from);
+    Py_XDECREF(to);
+    Py_XDECREF(slice);
+    return found;
+}
+
 /* Twin: snapctl.services.nbd.plain.pure_plain_requests */
 static PyObject *
-plain_requests(PyObject *Py_UNUSED(module), PyObject *args)
+plain_requests(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    PyObject *data;
-    Py_ssize_t position, end, most;
-    int header;
-    long long plain_read, plain_write, room;
-    unsigned long long end_bytes, piece_bytes;
-    if (!PyArg_ParseTuple(args, "OnniLLKLKn", &data, &position, &end, &header, &plain_read, &plain_write, &end_bytes,
-                          &room, &piece_bytes, &most))
+    int64_t position, end, header, plain_read, plain_write, room, most;
+    uint64_t end_bytes, most_read_bytes;
+    if (check("plain_requests", "oiiiiiuiui", args, nargs, &position, &end, &header, &plain_read, &plain_write,
+              &end_bytes, &room, &most_read_bytes, &most) < 0)
         return NULL;
-    PyObject *view = PyMemoryView_FromObject(data);
+    PyObject *view = PyMemoryView_FromObject(args[0]);
     if (view == NULL)
         return NULL;
-    Py_buffer *buffer = PyMemoryView_GET_BUFFER(view);
+    const Py_buffer *buffer = PyMemoryView_GET_BUFFER(view);
     PyObject *reads = PyList_New(0), *cookies = PyList_New(0), *writes = PyList_New(0), *result = NULL;
     if (reads == NULL || cookies == NULL || writes == NULL)
         goto done;
-    if (!PyBuffer_IsContiguous(buffer, 'C') || (header != 28 && header != 32) || position < 0 || end > buffer->len) {
+    if (buffer->ndim != 1 || buffer->itemsize != 1 || !PyBuffer_IsContiguous(buffer, 'C') || position < 0 || end < 0 ||
+        end > buffer->len || (header != 28 && header != 32)) {
         PyErr_SetString(PyExc_ValueError, "no such bytes");
         goto done;
     }
-    const unsigned char *bytes = buffer->buf;
     for (; most > 0 && room > 0 && position <= end - header; most--) {
-        const unsigned char *request = bytes + position;
-        long long kind = (long long)big_endian(request, 8);
+        const uint8_t *request = (const uint8_t *)buffer->buf + position;
+        int64_t kind = (int64_t)big_endian(request, 8), begin = position + header;
         uint64_t cookie = big_endian(request + 8, 8), offset = big_endian(request + 16, 8);
-        uint64_t length = big_endian(request + 24, header - 24);
-        if (!length || offset > end_bytes || length > end_bytes - offset)
+        uint64_t length = big_endian(request + 24, (int)header - 24);
+        /* No magic number makes a kind negative, but a client may, and no writes at all are asked for as -1. */
+        if (kind < 0 || !length || offset > end_bytes || length > end_bytes - offset)
             break;
-        PyObject *item;
-        if (kind == plain_write) {
-            Py_ssize_t begin = position + header;
-            if (length > (uint64_t)(end - begin))
-                break;
-            PyObject *from = PyLong_FromSsize_t(begin), *to = PyLong_FromSsize_t(begin + (Py_ssize_t)length);
-            PyObject *slice = from && to ? PySlice_New(from, to, NULL) : NULL;
-            PyObject *payload = slice ? PyObject_GetItem(view, slice) : NULL;
-            Py_XDECREF(from);
-            Py_XDECREF(to);
-            Py_XDECREF(slice);
-            if (payload == NULL)
+        if (kind == plain_write && length <= (uint64_t)(end - begin)) {
+            position = begin + (int64_t)length;
+            if (append_number(cookies, cookie) < 0 ||
+                append(writes, Py_BuildValue("KN", (unsigned long long)offset, part(view, begin, position))) < 0)
                 goto done;
-            item = Py_BuildValue("KN", (unsigned long long)offset, payload);
-            if (item == NULL)
+        } else if (kind == plain_read && length <= most_read_bytes) {
+            position = begin;
+            room = length < (uint64_t)room ? room - (int64_t)length : 0;
+            if (append(reads, Py_BuildValue("KKK", (unsigned long long)cookie, (unsigned long long)offset,
+                                            (unsigned long long)length)) < 0)
                 goto done;
-            int failed = PyList_Append(writes, item) < 0 || append_number(cookies, cookie) < 0;
-            Py_DECREF(item);
-            if (failed)
-                goto done;
-            position = begin + (Py_ssize_t)length;
-        } else if (kind == plain_read && length <= piece_bytes) {
-            item = Py_BuildValue("KKK", (unsigned long long)cookie, (unsigned long long)offset,
-                                 (unsigned long long)length);
-            if (item == NULL)
-                goto done;
-            int failed = PyList_Append(reads, item) < 0;
-            Py_DECREF(item);
-            if (failed)
-                goto done;
-            room -= (long long)length;
-            position += header;
         } else
             break;
     }
-    result = Py_BuildValue("nOOO", position, reads, cookies, writes);
+    result = Py_BuildValue("LOOO", (long long)position, reads, cookies, writes);
 done:
     Py_DECREF(view);
     Py_XDECREF(reads);
@@ -759,19 +725,19 @@ done:
     return result;
 }
 
+/* ---- The module ------------------------------------------------------------------------------------------------ */
+
+#define FUNCTION(name, arguments) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, #name arguments "\n--\n\n"}
+
 static PyMethodDef functions[] = {
-    {"checksums", (PyCFunction)(void (*)(void))checksums, METH_FASTCALL, "checksums(data, size, /)\n--\n\n"},
-    {"checksums_of", (PyCFunction)(void (*)(void))checksums_of, METH_FASTCALL,
-     "checksums_of(buffers, size, /)\n--\n\n"},
-    {"plan", plan, METH_VARARGS,
-     "plan(leaves, bitmaps, runs, block_shift, fanout_shift, bitmap_shift, units, /)\n--\n\n"},
-    {"enter", enter, METH_VARARGS,
-     "enter(leaves, runs, places, pages, sums, block_shift, fanout_shift, units, birth, /)\n--\n\n"},
-    {"clear_each", clear_each, METH_VARARGS, "clear_each(current, committed, previous, bits, /)\n--\n\n"},
-    {"runs_of", runs_of, METH_VARARGS, "runs_of(writes, block_shift, fanout_shift, size_bytes, /)\n--\n\n"},
-    {"plain_requests", plain_requests, METH_VARARGS,
-     "plain_requests(data, position, end, header_bytes, plain_read, plain_write, end_bytes, most_bytes, "
-     "most_read_bytes, most, /)\n--\n\n"},
+    FUNCTION(checksums, "(data, size, /)"),
+    FUNCTION(checksums_of, "(buffers, size, /)"),
+    FUNCTION(plan, "(leaves, bitmaps, runs, block_shift, fanout_shift, bitmap_shift, units, /)"),
+    FUNCTION(enter, "(leaves, runs, places, pages, sums, block_shift, fanout_shift, units, birth, /)"),
+    FUNCTION(clear_each, "(current, committed, previous, bits, /)"),
+    FUNCTION(runs_of, "(writes, block_shift, fanout_shift, size_bytes, /)"),
+    FUNCTION(plain_requests, "(data, position, end, header_bytes, plain_read, plain_write, end_bytes, most_bytes, "
+                             "most_read_bytes, most, /)"),
     {NULL, NULL, 0, NULL},
 };
 
