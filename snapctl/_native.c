@@ -673,6 +673,19 @@ part(PyObject *view, Py_ssize_t start, Py_ssize_t stop)
     return found;
 }
 
+typedef struct {
+    uint64_t begin, end;
+} Span;
+
+static int
+touches(const Span *spans, Py_ssize_t count, uint64_t offset, uint64_t length)
+{
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (offset < spans[i].end && spans[i].begin < offset + length)
+            return 1;
+    return 0;
+}
+
 /* Twin: snapctl.services.nbd.plain.pure_plain_requests */
 static PyObject *
 plain_requests(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
@@ -687,11 +700,18 @@ plain_requests(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t na
         return NULL;
     const Py_buffer *buffer = PyMemoryView_GET_BUFFER(view);
     PyObject *reads = PyList_New(0), *cookies = PyList_New(0), *writes = PyList_New(0), *result = NULL;
+    Span *written = NULL;
+    Py_ssize_t count = 0;
     if (reads == NULL || cookies == NULL || writes == NULL)
         goto done;
     if (buffer->ndim != 1 || buffer->itemsize != 1 || !PyBuffer_IsContiguous(buffer, 'C') || position < 0 || end < 0 ||
         end > buffer->len || (header != 28 && header != 32)) {
         PyErr_SetString(PyExc_ValueError, "no such bytes");
+        goto done;
+    }
+    written = PyMem_New(Span, end / header + 1);  /* more writes there are not */
+    if (written == NULL) {
+        PyErr_NoMemory();
         goto done;
     }
     for (; most > 0 && room > 0 && position <= end - header; most--) {
@@ -704,10 +724,11 @@ plain_requests(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t na
             break;
         if (kind == plain_write && length <= (uint64_t)(end - begin)) {
             position = begin + (int64_t)length;
+            written[count++] = (Span){offset, offset + length};
             if (append_number(cookies, cookie) < 0 ||
                 append(writes, Py_BuildValue("KN", (unsigned long long)offset, part(view, begin, position))) < 0)
                 goto done;
-        } else if (kind == plain_read && length <= most_read_bytes) {
+        } else if (kind == plain_read && length <= most_read_bytes && !touches(written, count, offset, length)) {
             position = begin;
             room = length < (uint64_t)room ? room - (int64_t)length : 0;
             if (append(reads, Py_BuildValue("KKK", (unsigned long long)cookie, (unsigned long long)offset,
@@ -718,6 +739,7 @@ plain_requests(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t na
     }
     result = Py_BuildValue("LOOO", (long long)position, reads, cookies, writes);
 done:
+    PyMem_Free(written);
     Py_DECREF(view);
     Py_XDECREF(reads);
     Py_XDECREF(cookies);

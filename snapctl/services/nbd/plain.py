@@ -53,7 +53,9 @@ def pure_plain_requests(
     most: int,
     /,
 ) -> Requests:
-    """Take plain requests out of what was received.
+    """Take plain requests out of what was received; a read of what a write before it writes ends the row.
+
+    So it makes no difference whether reads or writes are executed first.
 
     Args:
         data: what was received; payloads are views of it.
@@ -84,13 +86,17 @@ def pure_plain_requests(
             cookies.append(cookie)
             position = begin + length
             writes.append((offset, view[begin:position]))
-        elif kind == plain_read and length <= most_read_bytes:
+        elif kind == plain_read and length <= most_read_bytes and not _touches(writes, offset, length):
             reads.append((cookie, offset, length))
             position = begin
             most_bytes -= length
         else:
             break
     return position, reads, cookies, writes
+
+
+def _touches(writes: list[tuple[int, memoryview]], offset: int, length: int) -> bool:
+    return any(offset < begin + len(data) and begin < offset + length for begin, data in writes)
 
 
 try:
