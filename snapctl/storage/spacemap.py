@@ -321,7 +321,9 @@ class SpaceMap:
         """
         unit, per_bitmap, end_page = self._geometry.unit, self._geometry.units_per_bitmap, self._pages.end_page
         last, bit = divmod(end_page, per_bitmap)
-        for index in range(self._first_extent, min(self._first_extent + _NEAR, last + 1)):
+        for index in islice(self._candidates(self._first_extent), _NEAR):
+            if index > last:
+                break
             bitmap, base = self._bitmap(index), index * per_bitmap
             inside = (1 << min(self._length(index), end_page - base)) - 1
             found = first_run(self._free(index, bitmap) & inside, max(wanted, _EXTENT_BYTES // unit))
@@ -333,8 +335,10 @@ class SpaceMap:
         self._first_extent = last + 1  # until some come free
         if end_page - self.used >= max(end_page // _MOST_HOLES, _MOST_HOLE_BYTES // unit):
             return range(0)
+        if bit + wanted > self._length(last):
+            return range(0)
         bitmap, all_of_it = self._bitmap(last), (1 << wanted) - 1
-        if bit + wanted > self._length(last) or self._free(last, bitmap) >> bit & all_of_it != all_of_it:
+        if self._free(last, bitmap) >> bit & all_of_it != all_of_it:
             return range(0)
         bitmap.forget_free()
         return range(end_page, end_page + wanted)
@@ -342,10 +346,9 @@ class SpaceMap:
     def _end_extent(self) -> None:
         """Let what is left of the extent be allocated by anybody."""
         if self._extent:
-            bitmap = self.bitmaps.get(self._extent.start // self._geometry.units_per_bitmap)
-            self._extent = range(0)
-            if bitmap is not None:
-                bitmap.forget_free()
+            index, self._extent = self._extent.start // self._geometry.units_per_bitmap, range(0)
+            self._bitmap(index).forget_free()
+            self._reconsider(index)
 
     def allocate(self, units: int, count: int) -> list[int]:
         """Take `count` runs of `units` consecutive units each, in address order as far as possible.

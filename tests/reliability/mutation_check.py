@@ -255,8 +255,8 @@ MUTATIONS = (
     Mutation(
         "preserved-more-than-once",
         "snapctl/engine/writing.py",
-        "        lacking = [entry for entry in entries if not inherits[2 * entry]]\n",
-        "        lacking = list(entries)\n",
+        "            missing = [entry for entry in kept if not inherits[2 * entry]]\n",
+        "            missing = list(kept)\n",
         "A snapshot shows what its volume came to hold later.",
         (CONTAINER + "a_write_over_blocks_of_which_some_are_preserved_preserves_only_the_others",),
     ),
@@ -298,8 +298,8 @@ MUTATIONS = (
     Mutation(
         "going-on-after-a-failed-sync",
         "snapctl/storage/pages.py",
-        "            self._failure = str(error) or type(error).__name__\n",
-        "            pass\n",
+        "yield\n        except BaseException as error:\n            self._failure = str(error) or type(error).__name__",
+        "yield\n        except BaseException as error:",
         "The system tells of a failed write once; the next sync succeeds although the disk lacks it.",
         (COMMIT + "a_failed_write_or_sync_in_a_commit_poisons_until_reopened",),
     ),

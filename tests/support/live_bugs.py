@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
+from snapctl.engine.node import Node
+from snapctl.engine.runs import Run
 from snapctl.services.live.cache import Cache
 from snapctl.services.live.generation import Generation
 from snapctl.services.live.overlay import Overlay
@@ -110,6 +113,39 @@ def a_waiter_is_forgotten() -> AbstractContextManager[None]:
     return replaced(Cache, "_tell_of_room", nobody)
 
 
+def a_write_goes_past_a_change() -> AbstractContextManager[None]:
+    """What comes many blocks at a time is in the tables at once, though a change that was asked for before waits."""
+    write_through = Cache.write_through
+
+    def hasty(cache: Cache, node: Node, runs: list[Run]) -> bool:
+        waiting = [(sealed, sealed.operation) for sealed in cache._sealed]
+        for sealed, _ in waiting:
+            sealed.operation = None
+        try:
+            return write_through(cache, node, runs)
+        finally:
+            for sealed, operation in waiting:
+                sealed.operation = operation
+
+    return replaced(Cache, "write_through", hasty)
+
+
+def a_write_goes_past_what_waits_in_memory() -> AbstractContextManager[None]:
+    """It may become durable before what was acknowledged earlier."""
+    write_through = Cache.write_through
+
+    def hasty(cache: Cache, node: Node, runs: list[Run]) -> bool:
+        sealed = cache._sealed
+        if cache._applied and not any(each.operation for each in sealed):
+            cache._sealed = deque()
+        try:
+            return write_through(cache, node, runs)
+        finally:
+            cache._sealed = sealed
+
+    return replaced(Cache, "write_through", hasty)
+
+
 def only_the_first_logged_flush_is_applied() -> AbstractContextManager[None]:
     """Of what the log has, the next commit takes in no more than the first record."""
 
@@ -129,6 +165,8 @@ LIVE_BUGS = {
         zeros_over_what_was_written_after,
         a_pin_that_keeps_nothing,
         a_waiter_is_forgotten,
+        a_write_goes_past_a_change,
+        a_write_goes_past_what_waits_in_memory,
         only_the_first_logged_flush_is_applied,
     )
 }

@@ -15,14 +15,17 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from snapctl.engine.container import Container
 from snapctl.engine.model import Cow
+from snapctl.engine.node import Node
 from snapctl.errors import IoFailure, SnapctlError
 from snapctl.format.geometry import Geometry
 from snapctl.services.live import cache as live_cache
 from snapctl.services.live.container import LiveContainer
+from snapctl.services.live.device import Device
 from snapctl.storage.store import Pinned, Store
 from tests.support.backends import MemoryBackend, Stopped
 from tests.support.crashes import Fate
@@ -32,8 +35,15 @@ _STEPS = 60
 _PATIENCE_TURNS = 2000
 """Turns of the loop after which whoever still waits is taken to wait for ever; a few dozen suffice."""
 _DIRTY_BLOCKS = (3, 20, 2000)
-_WEIGHTS = ((9, 3, 3, 5, 6, 1, 2, 2, 1), (12, 2, 10, 0.5, 20, 1, 0.5, 0.5, 1))
-"""How often clients do what; in calm sessions many flushes find no change before them, and a log takes them."""
+_LOGGED_BYTES = (0, 3 * 512, 20 * 512)
+"""In sessions that are not calm so little goes to the log that all the ways past the cache are taken."""
+_MOODS = {
+    "mixed": (9, 3, 3, 5, 6, 1, 2, 2, 1),
+    "calm": (12, 2, 10, 0.5, 20, 1, 0.5, 0.5, 1),
+    "busy": (30, 1, 2, 2, 20, 3, 0.5, 0.5, 0.5),
+}
+"""How often clients do what. In calm sessions many flushes find no change before them, and a log takes them; in busy
+ones most writes come together and find the disk idle."""
 Change = Callable[[Container], object]
 
 
@@ -109,12 +119,14 @@ class LiveHistory(History):
             self._shadow = Container.adopt(MemoryBackend(self._machine.data))
             container.settle()
             self._expect([found], None)
-            self._is_calm = self._chance.random() < 0.5
+            self._mood = self._chance.choice(tuple(_MOODS))
+            self._is_calm = self._mood == "calm"
             most = (2000 if self._is_calm else self._chance.choice(_DIRTY_BLOCKS)) * 512
             self._served = LiveContainer(container, most_dirty_bytes=most, most_dirty_seconds=1e6)
             self._served.cache._disk.shutdown()
             self._served.cache._disk = self._disk  # type: ignore[assignment]
             self._served.cache._wants_log = self._is_calm
+            live_cache._MOST_LOGGED_BYTES = 256 << 10 if self._is_calm else self._chance.choice(_LOGGED_BYTES)
             for _ in range(_STEPS):
                 await self._step()
                 self._check_alive()
@@ -163,7 +175,7 @@ class LiveHistory(History):
 
     async def _step(self) -> None:
         kinds = ("write", "zero", "flush", "change", "disk", "read", "pin", "unpin", "give up")
-        match self._chance.choices(kinds, _WEIGHTS[self._is_calm])[0]:
+        match self._chance.choices(kinds, _MOODS[self._mood])[0]:
             case "write" | "zero" as kind:
                 self._put(is_zero=kind == "zero")
             case "flush":
@@ -199,6 +211,9 @@ class LiveHistory(History):
         except SnapctlError:
             return  # its creation is in flight
         size = min(volume.size_bytes, device.size_bytes)  # a resize may be in flight
+        if not is_zero and self._chance.random() < (0.7 if self._mood == "busy" else 0.2):
+            self._put_together(volume, device, size // 512)
+            return
         start = self._chance.randrange(size)
         length = min(self._chance.randrange(1, self._chance.choice((600, 6000))), size - start)
         if not self._is_calm and self._chance.random() < 0.3:  # whole blocks, many enough to go past the cache
@@ -219,6 +234,33 @@ class LiveHistory(History):
         self.figures["writes"] += 1
         volume.write(start, data)
         self._note()
+
+    def _put_together(self, volume: Node, device: Device, blocks: int) -> None:
+        """Runs of whole blocks, some of them zeros: at a stroke if they may be, or else one after the other."""
+        starts = sorted(self._chance.sample(range(blocks), min(blocks, self._chance.randrange(4, 12))))
+        writes: list[tuple[int, memoryview]] = []
+        for start, stop in pairwise([*starts, blocks]):
+            length = self._chance.randrange(1, min(4, stop - start) + 1) * 512
+            block = bytes(length) if self._chance.random() < 0.1 else self._chance.randbytes(length)
+            writes.append((start * 512, memoryview(block)))
+        self._chance.shuffle(writes)
+        try:
+            if device.write_together(writes):
+                self.figures["writes together"] += 1
+                for offset, data in writes:
+                    volume.write(offset, data)
+                self._note()
+                return
+            for offset, data in writes:
+                if not device.write(offset, bytes(data)):
+                    self._start("waits for room", self._served.until_room, None)
+                    return
+                self.figures["writes"] += 1
+                volume.write(offset, data)
+                self._note()
+        except IoFailure:
+            if not self._has_failed:
+                raise
 
     def _change(self) -> None:
         """A change, at once here and in flight there."""
@@ -360,9 +402,9 @@ def _ended(task: asyncio.Task[None]) -> bool:
 @contextmanager
 def _many_turns() -> Iterator[None]:
     """Let everybody have a turn at every chance, whatever time it is."""
-    usual = live_cache._SLICE_SECONDS
+    usual = live_cache._SLICE_SECONDS, live_cache._MOST_LOGGED_BYTES
     live_cache._SLICE_SECONDS = -1e9
     try:
         yield
     finally:
-        live_cache._SLICE_SECONDS = usual
+        live_cache._SLICE_SECONDS, live_cache._MOST_LOGGED_BYTES = usual

@@ -201,8 +201,9 @@ class Cache:
         """
         if self._container.is_sealed or any(sealed.operation for sealed in self._sealed):
             return False
-        if self._sealed and not self._applied:
-            return False  # the transaction may still be given up, for lack of room
+        if self._sealed and (not self._applied or self._open.overlays):
+            # The transaction may still be given up, for lack of room; or may become durable before what is in memory.
+            return False
         geometry = self._container.geometry
         length = sum([len(data) for _, data in runs])
         if not self._applied and self._open.held_bytes + length <= _MOST_LOGGED_BYTES:
@@ -390,8 +391,9 @@ class Cache:
     def _record_synced(self, generation: Generation, synced: asyncio.Future[None]) -> None:
         """Take note that a thread has waited for the disk."""
         self._rounds = None
-        error = synced.exception()
-        if isinstance(error, Exception):
+        try:
+            synced.result()
+        except Exception as error:  # noqa: BLE001 as above
             self._fail(error)
             return
         self._take_note_of_record(generation)
