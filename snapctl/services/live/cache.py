@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from snapctl.engine.runs import Run
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 
 _SLICE_SECONDS = 0.002
 """How long requests may have to wait while a generation is being applied."""
@@ -218,10 +219,14 @@ class Cache:
         try:
             self._room.take(node, leaves, length >> geometry.block_shift)
             node.write_runs(runs)
-        except NoSpace:
+        except SnapctlError as error:
+            if not self._applied:
+                self._room.committed()  # as nothing else is in the open transaction, nothing is promised to it
+            if isinstance(error, NoSpace):
+                return False  # and is told to wait, or why not, where it turns to next
+            raise
+        finally:
             self._room.look_again()
-            return False  # and is told to wait, or why not, where it turns to next
-        self._room.look_again()
         self._applied = self._applied or [Generation()]
         if newest is not None and newest.has_any(leaves):
             for span in spans:
@@ -234,9 +239,9 @@ class Cache:
 
     def _check_takes(self, node: Node) -> None:
         if self._failure is not None:
-            raise self._failure
+            raise _afresh(self._failure)
         if node in self._spoiled:
-            raise self._spoiled[node]
+            raise _afresh(self._spoiled[node])
 
     def _promise(
         self, generation: Generation, node: Node, start: int, stop: int, data_blocks: int, credit_blocks: int = 0
@@ -256,7 +261,7 @@ class Cache:
     def _wait(self, wish: _Wish) -> None:
         """Begin a round, for somebody who needs room; raises what kept the last one from making any."""
         if self._stuck is not None:
-            raise self._stuck
+            raise _afresh(self._stuck)
         self._want(wish)
 
     async def until_room(self) -> None:
@@ -271,7 +276,7 @@ class Cache:
         """What is done when all that was acknowledged is durable; see `LiveContainer.flush`."""
         nothing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._failure is not None:
-            nothing.set_exception(self._failure)
+            nothing.set_exception(_afresh(self._failure))
             return nothing
         if self._open.is_dirty:
             generation = self._open
@@ -291,7 +296,7 @@ class Cache:
     async def do(self, operation: Operation[T]) -> T:
         """Seal what was acknowledged, do an operation after it, and return its result when it is durable."""
         if self._failure is not None:
-            raise self._failure
+            raise _afresh(self._failure)
         self._open.operation = operation
         self._seal()
         self._want(_Wish.APPLY)
@@ -646,3 +651,8 @@ class Cache:
         if time.monotonic() > self._slice_ends:
             await asyncio.sleep(0)
             self._slice_ends = time.monotonic() + _SLICE_SECONDS
+
+
+def _afresh(error: E) -> E:
+    """An error that is raised again and again, without the ways it took before, and all that was held there."""
+    return error.with_traceback(None)
