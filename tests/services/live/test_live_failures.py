@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-import weakref
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -383,33 +381,5 @@ def test_thousands_of_generations_leave_nothing_behind():
         assert len(gc.get_objects()) - before < 500
         assert served.cache.dirty_bytes == served.cache._room.promised_units == 0
         await served.close()
-
-    run(scenario())
-
-
-def test_a_failure_keeps_nothing_of_the_requests_that_are_refused_because_of_it():
-    class Data(bytearray):
-        """That can be referred to weakly."""
-
-    async def scenario() -> None:
-        backend = FailingBackend(methods=("sync",))
-        served = live(backend)
-        device = served.device("db")
-        device.write(0, b"a")
-        backend.begun, backend.fail_at = 0, range(1000)
-        kept = []
-        for _ in range(20):
-            data = Data(BLOCK)
-            kept.append(weakref.ref(data))
-            with suppress(SnapctlError):
-                device.write_together([(at, memoryview(data)) for at in range(0, 4 * BLOCK, BLOCK)])
-                device.write(0, data)
-            del data
-            with pytest.raises(SnapctlError):
-                await served.flush()
-        gc.collect()
-        assert sum(ref() is not None for ref in kept) <= 2
-        with suppress(SnapctlError):
-            await served.close()
 
     run(scenario())
