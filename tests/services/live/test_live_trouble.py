@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,34 @@ def test_damage_that_is_found_when_it_is_too_late_to_refuse_costs_its_volume_alo
         disk = Container.adopt(MemoryBackend(backend.data))
         assert disk["b@x"].read(0, 7) == b"finetoo"
         assert disk["a"].read(0, 3) == b"old"
+
+    run(scenario())
+
+
+def test_damage_keeps_nothing_of_the_writes_that_are_refused_because_of_it():
+    class Data(bytearray):
+        """That can be referred to weakly."""
+
+    async def scenario() -> None:
+        backend, place = two_volumes()
+        served = LiveContainer(Container.adopt(backend), most_dirty_seconds=1000.0)
+        device = served.device("a")
+        device.write(0, b"lost")
+        backend.data[place] ^= 1
+        for node in served.nodes():
+            node.relieve(may_write=False)
+        with pytest.raises(Corruption):
+            await served.flush()
+        kept = []
+        for _ in range(20):
+            data = Data(BLOCK)
+            kept.append(weakref.ref(data))
+            with pytest.raises(Corruption):
+                device.write(0, data)
+            del data
+        gc.collect()
+        assert sum(ref() is not None for ref in kept) <= 1
+        await served.close()
 
     run(scenario())
 

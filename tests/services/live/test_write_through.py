@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import weakref
-from contextlib import suppress
 
 import pytest
 
 from snapctl.engine.container import Container
-from snapctl.errors import IoFailure, SnapctlError
 from snapctl.services.live.container import LiveContainer
 from snapctl.services.live.device import Device
-from tests.support.backends import FailingBackend, MemoryBackend
+from tests.support.backends import MemoryBackend
 from tests.support.live import BLOCK, SMALL, GatedBackend, picky, reopened, run
 
 BLOCKS = 2048
@@ -125,31 +121,5 @@ def test_what_was_flushed_to_the_log_is_not_written_over_before_it_is_in_the_tab
         await live.flush()
         assert reopened(backend.synced)["db"].read(5 * BLOCK, BLOCK + 1) == b"d" + b"b" * (BLOCK - 1) + b"c"
         await live.close()
-
-    run(scenario())
-
-
-def test_a_failure_keeps_nothing_of_the_requests_that_are_refused_because_of_it():
-    class Data(bytearray):
-        """That can be referred to weakly."""
-
-    async def scenario() -> None:
-        backend = FailingBackend(methods=("sync",))
-        live, device = served(backend)
-        device.write(0, b"a")
-        backend.begun, backend.fail_at = 0, range(1000)
-        with pytest.raises(IoFailure):
-            await live.flush()
-        kept = []
-        for _ in range(20):
-            data = Data(b"x" * BLOCK)
-            kept.append(weakref.ref(data))
-            with pytest.raises(IoFailure):
-                device.write_together([(number * BLOCK, memoryview(data)) for number in range(ENOUGH)])
-            del data
-        gc.collect()
-        assert sum(ref() is not None for ref in kept) <= 1
-        with suppress(SnapctlError):
-            await live.close()
 
     run(scenario())
