@@ -207,7 +207,7 @@ class Cache:
             return False
         geometry = self._container.geometry
         length = sum([len(data) for _, data in runs])
-        if not self._applied and self._open.held_bytes + length <= _MOST_LOGGED_BYTES:
+        if not self._applied and self._open.written_bytes(geometry.block_size) + length <= _MOST_LOGGED_BYTES:
             return False
         self._check_takes(node)
         leaves = {first >> geometry.fanout_shift for first, _ in runs}

@@ -97,6 +97,10 @@ class Generation:
         """How many blocks were written."""
         return sum(len(leaf) for overlay in self.overlays.values() for leaf in overlay.leaves.values())
 
+    def written_bytes(self, block_size: int) -> int:
+        """How much was written, at most; less than it holds, which is also for what may be written."""
+        return self.held_bytes - block_size * sum([overlay.credit_blocks for overlay in self.overlays.values()])
+
     @property
     def zeroed_blocks(self) -> int:
         """How many blocks were made zeros."""

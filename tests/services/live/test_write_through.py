@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from snapctl.engine.container import Container
+from snapctl.format.geometry import Geometry
 from snapctl.services.live.container import LiveContainer
 from snapctl.services.live.device import Device
 from tests.support.backends import MemoryBackend
@@ -18,9 +19,9 @@ ENOUGH = 600
 """Blocks which a log does not take, so that they go to the open transaction at once."""
 
 
-def served(backend: MemoryBackend) -> tuple[LiveContainer, Device]:
-    container = Container.format(backend, SMALL)
-    container.create_volume("db", BLOCKS * BLOCK)
+def served(backend: MemoryBackend, geometry: Geometry = SMALL) -> tuple[LiveContainer, Device]:
+    container = Container.format(backend, geometry)
+    container.create_volume("db", BLOCKS * geometry.block_size)
     container.commit()
     live = LiveContainer(container, most_dirty_seconds=1000.0)
     return live, live.device("db")
@@ -86,13 +87,15 @@ def test_a_snapshot_that_was_asked_for_holds_nothing_that_came_past_the_cache_af
         backend = GatedBackend()
         live, device = served(backend)
         assert take(device, row(b"a", *range(ENOUGH)))
+        backend.gate.clear()
         snapshot = asyncio.create_task(live.change(lambda container: container.snapshot("db@s")[0].name))
         await asyncio.sleep(0)
         for turn in range(6):
             assert not take(device, row(b"bcdefg"[turn : turn + 1], *range(turn, 1600, 100)))
             await asyncio.sleep(0)
+        backend.gate.set()
         await snapshot
-        assert take(device, row(b"z", *range(7, ENOUGH)))
+        take(device, row(b"z", *range(7, ENOUGH)))
         await live.flush()
         await live.close()
         left = reopened(backend.synced)
@@ -120,6 +123,24 @@ def test_what_was_flushed_to_the_log_is_not_written_over_before_it_is_in_the_tab
         device.write(5 * BLOCK, b"d")
         await live.flush()
         assert reopened(backend.synced)["db"].read(5 * BLOCK, BLOCK + 1) == b"d" + b"b" * (BLOCK - 1) + b"c"
+        await live.close()
+
+    run(scenario())
+
+
+def test_rows_of_few_writes_wait_for_a_record_whatever_room_is_kept_for_others():
+    async def scenario() -> None:
+        live, device = served(MemoryBackend(), Geometry(4096, 16384))
+        live.cache._wants_log = True
+        device.write(0, b"0")
+        await live.flush()
+        commits = live.cache.commits
+        for start in range(10):
+            for number in range(3):
+                blocks = [(4096 * block, memoryview(b"x" * 4096)) for block in range(start, 600, 100 + number)]
+                assert not take(device, blocks)
+            await live.flush()
+        assert (live.cache.commits, live.cache.records) == (commits, 10)
         await live.close()
 
     run(scenario())
