@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
 from snapctl.engine.container import Container
 from snapctl.engine.model import Cow
 from snapctl.engine.node import Node
+from snapctl.engine.runs import Run
 from snapctl.errors import Corruption, IoFailure, NoSpace, Poisoned
 from snapctl.format.geometry import Geometry
 from snapctl.services.check import check_backend
@@ -43,9 +45,27 @@ def one_leaf_change(noise: random.Random, volume: Node, taken: set[int]) -> Call
             return lambda: volume.write(offset, data)
 
 
+def many_leaves_change(noise: random.Random, volume: Node, taken: set[int]) -> Callable[[], None]:
+    """Runs beneath many leaves, of data and of zeros, to blocks that are not among those taken."""
+    last = volume.size_bytes // BLOCK
+    starts = sorted(noise.sample(range(last), min(last, noise.randrange(2, 12))))
+    runs: list[Run] = []
+    for start, stop in pairwise([*starts, last]):
+        stop = min(stop, start + noise.randrange(1, 6), start // FANOUT * FANOUT + FANOUT)
+        stop = next((block for block in range(start, stop) if block in taken), stop)
+        if start < stop:
+            taken.update(range(start, stop))
+            blocks = (noise.choice([bytes(BLOCK), *[noise.randbytes(BLOCK)] * 3]) for _ in range(start, stop))
+            runs.append((start, b"".join(blocks)))
+    return lambda: volume.write_runs(runs)
+
+
+@pytest.mark.parametrize("change_of", [one_leaf_change, many_leaves_change])
 @pytest.mark.parametrize("most_tables", [1, 10_000])
 @pytest.mark.parametrize("name", VOLUMES)
-def test_a_write_beneath_one_leaf_for_which_there_is_no_space_changes_nothing(name: str, most_tables: int):
+def test_a_write_beneath_one_leaf_or_of_runs_for_which_there_is_no_space_changes_nothing(
+    name: str, most_tables: int, change_of: Callable[[random.Random, Node, set[int]], Callable[[], None]]
+):
     backend = FailingBackend(filled_image(), error=NoSpace, methods=("write",))
     container = Container.adopt(backend)
     container.settle()
@@ -54,7 +74,7 @@ def test_a_write_beneath_one_leaf_for_which_there_is_no_space_changes_nothing(na
     taken: set[int] = set()
     refused = 0
     for _ in range(12):
-        change = one_leaf_change(noise, container[name], taken)
+        change = change_of(noise, container[name], taken)
         before = state_of(container)
         for first in range(100):
             backend.begun, backend.fail_at = 0, range(first, first + 1)
@@ -167,6 +187,58 @@ def test_a_write_that_a_damaged_table_stops_changes_nothing_and_others_go_on(own
     found = healed(backend, offset)
     assert found.pop("other").content == (b"3" * 2100).ljust(5000, b"\0")
     assert found == state_in(filled_image())
+
+
+@pytest.mark.parametrize("content", [b"1" * BLOCK, bytes(BLOCK)])
+@pytest.mark.parametrize(("owner", "kind"), TABLES)
+def test_runs_beneath_many_leaves_are_written_not_at_all_if_one_of_the_tables_is_damaged(
+    owner: str, kind: str, content: bytes
+):
+    backend, offset, block = damaged(owner, kind)
+    container = Container.adopt(backend)
+    volume = container[owner.partition("@")[0]]
+    numbers = {*range(0, volume.size_bytes // BLOCK, FANOUT), block}
+    runs: list[Run] = [(number, content if number == block else b"2" * BLOCK) for number in sorted(numbers)]
+    with pytest.raises(Corruption):
+        volume.write_runs(runs)
+    container.commit()
+    assert healed(backend, offset) == state_in(filled_image())
+
+
+@pytest.mark.parametrize("has_snapshot", [False, True])
+@pytest.mark.parametrize("cow", list(Cow))
+def test_runs_beneath_many_leaves_read_as_written_and_snapshots_as_before(cow: Cow, has_snapshot: bool):
+    """Again and again: to fresh pages, in place, where something was preserved before, and where nothing was."""
+    noise = random.Random(f"{cow} {has_snapshot}")
+    backend = MemoryBackend()
+    container = Container.format(backend, Geometry(BLOCK, BLOCK))
+    volume = container.create_volume("db", 12 * LEAF_BYTES, cow=cow)
+    wanted = bytearray(noise.randbytes(5 * LEAF_BYTES).ljust(12 * LEAF_BYTES, b"\0"))
+    volume.write(0, wanted)
+    container.commit()
+    kept = {}
+    for turn in range(60):
+        if has_snapshot and turn % 10 == 0:
+            container.snapshot(f"db@s{turn}")
+            kept[f"db@s{turn}"] = bytes(wanted)
+        runs: list[Run] = []
+        block = noise.randrange(FANOUT)
+        while block < 12 * FANOUT:
+            count = min(noise.randrange(1, 9), FANOUT - block % FANOUT)
+            data = b"".join(noise.choice([bytes(BLOCK), *[noise.randbytes(BLOCK)] * 4]) for _ in range(count))
+            runs.append((block, data))
+            wanted[block * BLOCK : block * BLOCK + len(data)] = data
+            block += count + noise.choice([0, 0, 3, FANOUT, 3 * FANOUT])
+        volume.write_runs(runs)
+        assert volume.read(0, len(wanted)) == wanted
+        if noise.random() < 0.3:
+            container.commit()
+            assert check_backend(backend).findings == []
+    container.commit()
+    assert check_backend(backend).findings == []
+    container = Container.adopt(MemoryBackend(backend.data))
+    for name, content in {**kept, "db": bytes(wanted)}.items():
+        assert container[name].read(0, len(content)) == content
 
 
 @pytest.mark.parametrize(("owner", "kind"), TABLES)
