@@ -24,7 +24,7 @@ FOUND_SOON = {
     "zeros_over_what_was_written_after": 7,
     "a_pin_that_keeps_nothing": 7,
     "a_waiter_is_forgotten": 1,
-    "a_write_goes_past_a_change": 6,
+    "a_write_goes_past_a_change": 25,
     "a_write_goes_past_what_waits_in_memory": 11,
     "only_the_first_logged_flush_is_applied": 1,
 }
