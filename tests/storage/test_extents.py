@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -194,3 +196,29 @@ def test_runs_are_nobody_else_s_and_the_room_that_there_is_can_be_had_to_the_las
                 pins.clear()
     if limit and (room := disk.space.room) > 0:
         assert len(disk.space.allocate_data(1, room)) == room
+
+
+@pytest.mark.parametrize("batch", [1, 40])
+def test_the_file_stops_to_grow_under_random_overwrites_whatever_their_number(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+):
+    """What is live, the holes that there may be, and what two transactions give up."""
+    monkeypatch.setattr(spacemap, "_MOST_HOLE_BYTES", 3000 * TINY.unit)
+    noise = random.Random(batch)
+    disk = Disk()
+    pages = list(disk.space.allocate(1, 6000))
+    disk.commit()
+    ends = []
+    for _ in range(150):
+        for _ in range(400 // batch):
+            chosen = noise.sample(range(len(pages)), batch)
+            fresh = disk.space.allocate_together(1, batch)
+            disk.space.free_pages([pages[number] for number in chosen], 1)
+            for number, page in zip(chosen, fresh, strict=True):
+                pages[number] = page
+        disk.commit()
+        ends.append(disk.pages.end_page)
+    assert max(ends) <= disk.space.used + 3000 + 2 * 400 + EXTENT
+    assert ends[-1] == ends[len(ends) // 2]
+    assert len(set(pages)) == len(pages)
+    assert set(pages) <= disk.in_use()
