@@ -2,7 +2,7 @@
  *
  * Every function has a twin in Python, in the module that it belongs to. The twin is the reference: tests hold the two
  * together, and it is what runs where this file was not compiled. Nothing here does input or output, decides anything,
- * or keeps anything between two calls.
+ * or keeps anything between two calls but names.
  *
  * Whatever the arguments, a call returns or raises. That it does the same as its twin takes arguments as the twin
  * describes them: containers and buffers of just these types, numbers from 0 to 2**64 - 1, shifts and units as a
@@ -204,7 +204,7 @@ check(const char *name, const char *letters, PyObject *const *args, Py_ssize_t n
     }
     va_end(numbers);
     if (!fits)
-        PyErr_Format(PyExc_TypeError, "%s() takes %zu arguments, of the types that its twin names", name, strlen(letters));
+        PyErr_Format(PyExc_TypeError, "%s() takes %zu arguments, of the types of its twin", name, strlen(letters));
     return PyErr_Occurred() ? -1 : 0;
 }
 
@@ -221,6 +221,20 @@ static int
 append_number(PyObject *list, uint64_t number)
 {
     return append(list, PyLong_FromUnsignedLongLong(number));
+}
+
+/* A tuple of objects that are ours to give away, or NULL if making one of them failed; the third may be left out. */
+static PyObject *
+tuple(PyObject *first, PyObject *second, PyObject *third, int size)
+{
+    PyObject *found = first && second && (third || size == 2) ? PyTuple_New(size) : NULL;
+    PyObject *items[] = {first, second, third};
+    for (int i = 0; i < size; i++)
+        if (found == NULL)
+            Py_XDECREF(items[i]);
+        else
+            PyTuple_SET_ITEM(found, i, items[i]);
+    return found;
 }
 
 /* Copy the numbers of a list; NULL after an exception. */
@@ -337,7 +351,8 @@ static void
 free_runs(Run *runs, Py_ssize_t size)
 {
     for (Py_ssize_t i = 0; runs != NULL && i < size; i++)
-        PyBuffer_Release(&runs[i].leaf);
+        if (runs[i].leaf.obj != NULL)
+            PyBuffer_Release(&runs[i].leaf);
     PyMem_Free(runs);
 }
 
@@ -365,10 +380,12 @@ read_runs(PyObject *list, PyObject *leaves, uint64_t block_shift, uint64_t fanou
 {
     Py_ssize_t n = PyList_GET_SIZE(list);
     uint64_t fanout = UINT64_C(1) << fanout_shift, length;
-    Run *runs = PyMem_Calloc(n + 1, sizeof(Run));
+    Run *runs = PyMem_New(Run, n + 1);
     if (runs == NULL)
         return (Run *)PyErr_NoMemory();
     *size = n;
+    for (Py_ssize_t i = 0; i < n; i++)
+        runs[i].leaf.obj = NULL;
     for (Py_ssize_t i = 0; i < n; i++) {
         if (read_pair(PyList_GET_ITEM(list, i), &runs[i].first, &length) < 0)
             goto failed;
@@ -385,7 +402,7 @@ read_runs(PyObject *list, PyObject *leaves, uint64_t block_shift, uint64_t fanou
         if (!i || leaf_no != runs[i - 1].first >> fanout_shift) {
             if (find_leaf(leaves, leaf_no, fanout, &runs[i].leaf) < 0)
                 goto failed;
-            leaf = runs[i].leaf.buf;
+            leaf = runs[i].leaf.obj == NULL ? NULL : runs[i].leaf.buf;
         }
         runs[i].words = leaf == NULL ? NULL : leaf + 2 * (runs[i].first & (fanout - 1));
     }
@@ -395,8 +412,14 @@ failed:
     return NULL;
 }
 
+/* What attributes of a bitmap are called, kept by the module. */
+typedef struct {
+    PyObject *current, *committed;
+} Names;
+
 /* The bitmap of the space map that was asked for last, unless that is none. */
 typedef struct {
+    const Names *names;
     uint64_t index;
     PyObject *current, *committed;
 } Bitmap;
@@ -420,10 +443,10 @@ find_bitmap(PyObject *bitmaps, uint64_t index, Bitmap *bitmap)
     Py_XDECREF(key);
     if (found == NULL)
         return PyErr_Occurred() ? -1 : 0;
-    PyObject *current = PyObject_GetAttrString(found, "current");
-    PyObject *committed = current == NULL ? NULL : PyObject_GetAttrString(found, "committed");
+    PyObject *current = PyObject_GetAttr(found, bitmap->names->current);
+    PyObject *committed = current == NULL ? NULL : PyObject_GetAttr(found, bitmap->names->committed);
     Py_DECREF(found);
-    *bitmap = (Bitmap){index, current, committed};
+    *bitmap = (Bitmap){bitmap->names, index, current, committed};
     if (committed != NULL && PyByteArray_Check(current) && PyBytes_Check(committed))
         return 0;
     if (committed != NULL)
@@ -464,19 +487,20 @@ are_fresh(Bitmap *bitmap, PyObject *bitmaps, uint64_t page_no, uint64_t units, u
 
 /* Twin: snapctl.engine.placing.pure_plan */
 static PyObject *
-plan(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+plan(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
     uint64_t block_shift, fanout_shift, bitmap_shift, units, new_blocks = 0;
     if (check("plan", "ddlsssc", args, nargs, &block_shift, &fanout_shift, &bitmap_shift, &units) < 0)
         return NULL;
     PyObject *leaves = args[0], *bitmaps = args[1], *result = NULL;
-    Bitmap bitmap = {0};
+    Bitmap bitmap = {.names = PyModule_GetState(module)};
     Py_ssize_t size = 0;
     Run *runs = read_runs(args[2], leaves, block_shift, fanout_shift, &size);
-    PyObject *places = PyList_New(0), *old = PyList_New(0);
+    PyObject *places = PyList_New(size), *old = PyList_New(0);
     if (runs == NULL || places == NULL || old == NULL)
         goto done;
-    for (Run *run = runs; run < runs + size; run++) {
+    for (Py_ssize_t i = 0; i < size; i++) {
+        const Run *run = &runs[i];
         const uint64_t *words = run->words;
         if (words == NULL)
             goto otherwise;
@@ -500,8 +524,10 @@ plan(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
                 if (words[2 * j] >> KIND_SHIFT == PAGE_KIND && append_number(old, words[2 * j] & PAGE_MASK) < 0)
                     goto done;
         }
-        if (append_number(places, place) < 0)
+        PyObject *number = PyLong_FromUnsignedLongLong(place);
+        if (number == NULL)
             goto done;
+        PyList_SET_ITEM(places, i, number);
     }
     result = Py_BuildValue("OOK", places, old, (unsigned long long)new_blocks);
     goto done;
@@ -612,40 +638,42 @@ runs_of(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
     if (check("runs_of", "lssu", args, nargs, &block_shift, &fanout_shift, &size_bytes) < 0)
         return NULL;
     uint64_t block_mask = (UINT64_C(1) << block_shift) - 1, fanout = UINT64_C(1) << fanout_shift;
-    PyObject *pairs = PyList_AsTuple(args[0]), *result = PyList_New(0);
-    Py_ssize_t size = pairs == NULL ? 0 : PyTuple_GET_SIZE(pairs);
+    Py_ssize_t size = PyList_GET_SIZE(args[0]), held = 0;
+    PyObject *result = NULL;
     Write *writes = PyMem_New(Write, size + 1);
     if (writes == NULL)
-        PyErr_NoMemory();
-    if (pairs == NULL || result == NULL || writes == NULL)
-        goto failed;
-    for (Py_ssize_t i = 0; i < size; i++) {
-        if (read_pair(PyTuple_GET_ITEM(pairs, i), &offset, &length) < 0)
-            goto failed;
+        return PyErr_NoMemory();
+    for (; held < size; held++) {
+        PyObject *pair = PyList_GET_ITEM(args[0], held);
+        if (read_pair(pair, &offset, &length) < 0)
+            goto done;
         uint64_t first = offset >> block_shift, count = length >> block_shift;
         if (!length || (offset | length) & block_mask || (first & (fanout - 1)) + count > fanout ||
             offset > size_bytes || length > size_bytes - offset)
             goto otherwise;
-        Py_ssize_t at = i; /* few, and often in order */
+        Py_ssize_t at = held; /* few, and often in order */
         for (; at && writes[at - 1].first > first; at--)
             writes[at] = writes[at - 1];
-        writes[at] = (Write){first, first + count, PyTuple_GET_ITEM(PyTuple_GET_ITEM(pairs, i), 1)};
+        writes[at] = (Write){first, first + count, Py_NewRef(PyTuple_GET_ITEM(pair, 1))};
     }
-    for (Py_ssize_t i = 0; i < size; i++) {
-        if (i && writes[i].first < writes[i - 1].stop)
+    for (Py_ssize_t i = 1; i < size; i++)
+        if (writes[i].first < writes[i - 1].stop)
             goto otherwise;
-        if (append(result, Py_BuildValue("KO", (unsigned long long)writes[i].first, writes[i].data)) < 0)
-            goto failed;
+    result = PyList_New(size);
+    for (Py_ssize_t i = 0; result != NULL && i < size; i++) {
+        PyObject *run = tuple(PyLong_FromUnsignedLongLong(writes[i].first), Py_NewRef(writes[i].data), NULL, 2);
+        if (run == NULL)
+            Py_CLEAR(result);
+        else
+            PyList_SET_ITEM(result, i, run);
     }
     goto done;
 otherwise:
-    Py_SETREF(result, Py_NewRef(Py_None));
-    goto done;
-failed:
-    Py_CLEAR(result);
+    result = Py_NewRef(Py_None);
 done:
+    while (held)
+        Py_DECREF(writes[--held].data);
     PyMem_Free(writes);
-    Py_XDECREF(pairs);
     return result;
 }
 
@@ -658,18 +686,16 @@ big_endian(const uint8_t *bytes, int count)
     return number;
 }
 
-/* A view of a part of what is viewed; NULL after an exception. */
+/* A view of a part of what is viewed; NULL after an exception. As a slice, without the objects that make one. */
 static PyObject *
-part(PyObject *view, Py_ssize_t start, Py_ssize_t stop)
+part(PyObject *view, int64_t start, uint64_t length)
 {
-    PyObject *from = PyLong_FromSsize_t(start), *to = PyLong_FromSsize_t(stop), *slice = NULL, *found = NULL;
-    if (from != NULL && to != NULL)
-        slice = PySlice_New(from, to, NULL);
-    if (slice != NULL)
-        found = PyObject_GetItem(view, slice);
-    Py_XDECREF(from);
-    Py_XDECREF(to);
-    Py_XDECREF(slice);
+    PyObject *found = PyMemoryView_FromObject(view);
+    if (found != NULL) {
+        Py_buffer *buffer = PyMemoryView_GET_BUFFER(found); /* its own copy, with a shape of its own */
+        buffer->buf = (char *)buffer->buf + start;
+        buffer->len = buffer->shape[0] = (Py_ssize_t)length;
+    }
     return found;
 }
 
@@ -726,13 +752,13 @@ plain_requests(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t na
             position = begin + (int64_t)length;
             written[count++] = (Span){offset, offset + length};
             if (append_number(cookies, cookie) < 0 ||
-                append(writes, Py_BuildValue("KN", (unsigned long long)offset, part(view, begin, position))) < 0)
+                append(writes, tuple(PyLong_FromUnsignedLongLong(offset), part(view, begin, length), NULL, 2)) < 0)
                 goto done;
         } else if (kind == plain_read && length <= most_read_bytes && !touches(written, count, offset, length)) {
             position = begin;
             room = length < (uint64_t)room ? room - (int64_t)length : 0;
-            if (append(reads, Py_BuildValue("KKK", (unsigned long long)cookie, (unsigned long long)offset,
-                                            (unsigned long long)length)) < 0)
+            if (append(reads, tuple(PyLong_FromUnsignedLongLong(cookie), PyLong_FromUnsignedLongLong(offset),
+                                    PyLong_FromUnsignedLongLong(length), 3)) < 0)
                 goto done;
         } else
             break;
@@ -764,10 +790,20 @@ static PyMethodDef functions[] = {
 };
 
 static int
-prepare(PyObject *Py_UNUSED(module))
+prepare(PyObject *module)
 {
+    Names *names = PyModule_GetState(module);
+    *names = (Names){PyUnicode_InternFromString("current"), PyUnicode_InternFromString("committed")};
     crc32c_prepare();
-    return 0;
+    return names->current != NULL && names->committed != NULL ? 0 : -1;
+}
+
+static void
+forget_names(void *module)
+{
+    Names *names = PyModule_GetState(module);
+    Py_CLEAR(names->current);
+    Py_CLEAR(names->committed);
 }
 
 static PyModuleDef_Slot slots[] = {
@@ -779,8 +815,10 @@ static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "snapctl._native",
     .m_doc = "The compiled core; every function has its twin, and its documentation, in Python.",
+    .m_size = sizeof(Names),
     .m_methods = functions,
     .m_slots = slots,
+    .m_free = forget_names,
 };
 
 PyMODINIT_FUNC

@@ -42,7 +42,7 @@ def plain_requests(
     plain_write: int,
     end_bytes: int,
     most_bytes: int,
-    piece_bytes: int,
+    most_read_bytes: int,
     most: int,
     /,
 ) -> tuple[int, list[tuple[int, int, int]], list[int], list[tuple[int, memoryview]]]: ...
