@@ -72,7 +72,10 @@ def _leaf(random: Random, units: int) -> array[int]:
     """Words of entries of all kinds, often pages that follow each other."""
     words: list[int] = []
     while len(words) < 2 << FANOUT_SHIFT:
-        page, run = random.choice([0, *PAGES[-80:]] if random.random() < 0.2 else PAGES[1:140]), random.randint(1, 8)
+        page, run = (
+            random.choice([0, 61, 63, 126, 200] if random.random() < 0.3 else PAGES[1:140]),
+            random.randint(1, 8),
+        )
         kind = random.choice([*KINDS, 0x101]) if random.random() < 0.2 else 1
         for at in range(run):
             words += [kind << KIND_SHIFT | (page + at * units if kind & 1 else 0), random.getrandbits(64)]
@@ -156,13 +159,13 @@ def _receiving(seed: int) -> tuple[Any, ...]:
         if odd < 0.06:
             kind = random.choice([kind | 1 << 48, kind ^ 1 << 16, 0, 2**64 - 1])
         elif odd < 0.12:
-            length = random.choice([0, 100, 101, 2**32 - 1, 2**64 - 1 if header_bytes == 32 else 1])
+            length = random.choice([0, 100, 100, 101, 2**32 - 1, 2**64 - 1 if header_bytes == 32 else 1])
         elif odd < 0.2:
             offset = random.choice([end_bytes, end_bytes - length, end_bytes - length + 1, 2**64 - 1])
         data += struct.pack(form, kind, random.getrandbits(64), offset, length)
         data += random.randbytes(length) if kind & 1 and length < 1000 else b""
     end = len(data) - random.choice([0, 0, random.randint(0, len(data) - position)])
-    most_bytes, most = random.choice([1000, 1000, 100, 1, 0, -5]), random.choice([64, 64, 3, 0, -1])
+    most_bytes, most = random.choice([1000, 1000, 100, 100, 1, -5]), random.choice([64, 64, 3, 0, -1])
     taken = header_bytes, read, random.choice([write, write, -1])
     return (
         random.choice([bytes, bytearray])(data),
