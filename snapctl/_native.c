@@ -686,19 +686,6 @@ big_endian(const uint8_t *bytes, int count)
     return number;
 }
 
-/* A view of a part of what is viewed; NULL after an exception. As a slice, without the objects that make one. */
-static PyObject *
-part(PyObject *view, int64_t start, uint64_t length)
-{
-    PyObject *found = PyMemoryView_FromObject(view);
-    if (found != NULL) {
-        Py_buffer *buffer = PyMemoryView_GET_BUFFER(found); /* its own copy, with a shape of its own */
-        buffer->buf = (char *)buffer->buf + start;
-        buffer->len = buffer->shape[0] = (Py_ssize_t)length;
-    }
-    return found;
-}
-
 typedef struct {
     uint64_t begin, end;
 } Span;
@@ -735,7 +722,8 @@ plain_requests(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t na
         PyErr_SetString(PyExc_ValueError, "no such bytes");
         goto done;
     }
-    written = PyMem_New(Span, end / header + 1);  /* more writes there are not */
+    int64_t most_written = most < end / header ? most : end / header;
+    written = PyMem_New(Span, most_written > 0 ? most_written : 1);
     if (written == NULL) {
         PyErr_NoMemory();
         goto done;
@@ -752,7 +740,7 @@ plain_requests(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t na
             position = begin + (int64_t)length;
             written[count++] = (Span){offset, offset + length};
             if (append_number(cookies, cookie) < 0 ||
-                append(writes, tuple(PyLong_FromUnsignedLongLong(offset), part(view, begin, length), NULL, 2)) < 0)
+                append(writes, tuple(PyLong_FromUnsignedLongLong(offset), PySequence_GetSlice(view, begin, position), NULL, 2)) < 0)
                 goto done;
         } else if (kind == plain_read && length <= most_read_bytes && !touches(written, count, offset, length)) {
             position = begin;
