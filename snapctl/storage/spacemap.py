@@ -50,7 +50,8 @@ _EXTENT_BYTES, _MOST_EXTENT_BYTES = 1 << 20, 4 << 20
 _NEAR = 8
 """Bitmaps that are searched for one before the end of the file is."""
 _MOST_HOLES, _MOST_HOLE_BYTES = 4, 1 << 30
-"""No more than this part of the file, a quarter, or so much, may be free if one is to make it longer."""
+"""No more than this part of the file, a quarter, or as much as is in use, though no more than this, may be free if one
+is to make it longer."""
 
 
 @dataclass(slots=True)
@@ -333,7 +334,7 @@ class SpaceMap:
                 most = max(wanted, _MOST_EXTENT_BYTES // unit)
                 return range(base + found[0], base + min(found[0] + most, found[1]))
         self._first_extent = last + 1  # until some come free
-        if end_page - self.used >= max(end_page // _MOST_HOLES, _MOST_HOLE_BYTES // unit):
+        if end_page - self.used >= max(end_page // _MOST_HOLES, min(self.used, _MOST_HOLE_BYTES // unit)):
             return range(0)
         if bit + wanted > self._length(last):
             return range(0)

@@ -39,7 +39,7 @@ def test_what_is_to_lie_together_gets_a_long_hole_and_the_next_one_what_is_behin
 
 def test_with_no_long_hole_the_file_grows_by_what_is_wanted_and_no_more():
     disk = Disk()
-    with_holes(disk, (1000, 1000 + EXTENT - 1))
+    with_holes(disk, (4000, 4000 + EXTENT - 1))
     end = disk.pages.end_page
     assert disk.space.allocate_together(4, 30) == range(end, end + 120, 4)
     assert disk.pages.end_page == end + 120
@@ -57,6 +57,19 @@ def test_the_file_grows_while_less_than_a_quarter_of_it_is_free_or_less_than_so_
         disk.commit()
         end = disk.pages.end_page
         assert (end - disk.space.used < 1500) == grows
+        assert (disk.space.allocate_together(1, 8)[0] == end) == grows
+
+
+def test_a_small_file_grows_while_less_of_it_is_free_than_in_use():
+    disk = Disk()
+    pages = disk.space.allocate(1, 1000)
+    disk.commit()
+    for count, grows in ((400, True), (200, False)):
+        disk.space.free_pages([pages.pop(at) for at in range(count, 0, -1)], 1)
+        disk.commit()
+        disk.commit()
+        end = disk.pages.end_page
+        assert (end - disk.space.used < disk.space.used) == grows
         assert (disk.space.allocate_together(1, 8)[0] == end) == grows
 
 
