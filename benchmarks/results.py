@@ -7,6 +7,7 @@ import os
 import platform
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def environment(*, quick: bool) -> dict[str, str]:
         "date": datetime.now(UTC).date().isoformat(),
         "snapctl": __version__,
         "Python": platform.python_version(),
+        "compiled core": "yes" if find_spec("snapctl._native") else "no",
         "system": f"{platform.system()} {platform.release()}",
         "processor": f"{os.cpu_count()} x {_processor()}",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
