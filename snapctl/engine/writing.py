@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from snapctl.engine import placing, reading
 from snapctl.engine.handover import Handover
 from snapctl.engine.model import Cow, Kind
-from snapctl.errors import BadSize, Corruption, DataLost, IoFailure, SnapctlError
+from snapctl.errors import BadSize, Corruption, DataLost, IoFailure, NoSpace, SnapctlError
 from snapctl.format.checksum import checksums_of
 from snapctl.format.pointer import (
     BIRTH_SHIFT,
@@ -29,14 +29,12 @@ from snapctl.format.pointer import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from snapctl.engine.node import Node
     from snapctl.engine.runs import Run
     from snapctl.engine.session import Session
-    from snapctl.format.geometry import Geometry
     from snapctl.storage.backend import Buffer
-    from snapctl.storage.spacemap import SpaceMap
 
 _TOGETHER_BYTES = 64 << 10
 """From there on, fresh pages had better follow each other, so that they are written and read at a stroke."""
@@ -326,12 +324,19 @@ def _write_data(node: Node, runs: list[Run], sums: list[int]) -> None:
     again = [(place, data) for place, (_, data) in zip(plan.places, runs, strict=True) if place]
     if len(set(plan.old)) < len(plan.old) or len({place for place, _ in again}) < len(again):
         raise Corruption(f"{node.name}: two entries of a table lead to one page; run check", node=node.name)
-    fresh = _allocate(space, geometry, len(plan.originals) + plan.new_blocks)
-    copied, pages = fresh[: len(plan.originals)], fresh[len(plan.originals) :]
     moved = [data for (_, data), place in zip(runs, plan.places, strict=True) if not place]
+    count = len(plan.originals) + plan.new_blocks
+    if count * geometry.block_size < _TOGETHER_BYTES:
+        fresh = _write_fresh(container, space.allocate_data, plan, moved)
+    else:
+        end_page = container.pages.end_page
+        try:
+            fresh = _write_fresh(container, space.allocate_together, plan, moved)
+        except NoSpace:  # on the disk, where the file was to grow; there may be some in its holes
+            container.pages.end_at(end_page)
+            fresh = _write_fresh(container, space.allocate_data, plan, moved)
+    copied, pages = fresh[: len(plan.originals)], fresh[len(plan.originals) :]
     try:
-        container.pages.write_pages(copied, list(plan.originals.values()))
-        _write_fresh(container, pages, moved)
         for place, data in again:
             container.pages.rewrite(place, data)
     except SnapctlError:
@@ -344,23 +349,28 @@ def _write_data(node: Node, runs: list[Run], sums: list[int]) -> None:
         container.note_change(node)
 
 
-def _allocate(space: SpaceMap, geometry: Geometry, count: int) -> Sequence[int]:
-    if count * geometry.block_size < _TOGETHER_BYTES:
-        return space.allocate_data(geometry.block_units, count)
-    return space.allocate_together(geometry.block_units, count)
+def _write_fresh(
+    container: Session, allocate: Callable[[int, int], Sequence[int]], plan: _Plan, buffers: Sequence[Buffer]
+) -> Sequence[int]:
+    """Write the originals and whole blocks, one after the other, to pages that nothing points to; returns those.
 
-
-def _write_fresh(container: Session, pages: Sequence[int], buffers: Sequence[Buffer]) -> None:
-    """Write whole blocks one after the other to pages that nothing points to."""
-    if not buffers:
-        return
-    if isinstance(pages, range) or len(pages) == 1:
-        container.pages.write_run(pages[0], buffers)
-        return
-    size = container.block_size
-    container.pages.write_pages(
-        pages, [memoryview(each)[at : at + size] for each in buffers for at in range(0, len(each), size)]
-    )
+    Raises:
+        NoSpace, IoFailure: as `write`; nothing is allocated.
+    """
+    units, size = container.geometry.block_units, container.block_size
+    fresh = allocate(units, len(plan.originals) + plan.new_blocks)
+    copied, pages = fresh[: len(plan.originals)], fresh[len(plan.originals) :]
+    try:
+        container.pages.write_pages(copied, list(plan.originals.values()))
+        if buffers and (isinstance(pages, range) or len(pages) == 1):
+            container.pages.write_run(pages[0], buffers)
+        else:
+            blocks = [memoryview(each)[at : at + size] for each in buffers for at in range(0, len(each), size)]
+            container.pages.write_pages(pages, blocks)
+    except SnapctlError:
+        container.space.free_pages(fresh, units)
+        raise
+    return fresh
 
 
 def _pages_of(words: array[int], entries: Sequence[int], units: int) -> Sequence[int]:

@@ -223,11 +223,7 @@ class FileBackend:
         Raises:
             NotCached: `cached_only` is set and some of it is not in memory.
         """
-        flags = self._nowait if self.cached_only else 0
-        try:
-            done = os.preadv(self.fd, (buffer,), offset, flags)
-        except OSError:
-            done = self._read_some(offset, buffer)  # which tells what that means
+        done = self._read_some(offset, buffer)
         if done == len(buffer):
             return done
         view, got = memoryview(buffer), done

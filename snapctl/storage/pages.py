@@ -231,6 +231,15 @@ class PageFile:
                 raise
             self.backend.extend(self.end_page * self.geometry.unit)
 
+    def end_at(self, end_page: int) -> None:
+        """Take back that the file has grown, for what found no space and is allocated no more.
+
+        Raises:
+            IoFailure: the system refuses.
+        """
+        self.end_page = end_page
+        self.reserve.end_at(end_page)
+
     def sync(self) -> None:
         """Make all that was written durable.
 

@@ -132,6 +132,10 @@ class Reserve:
             IoFailure: the system refuses.
         """
         self.may_be_used = False
+        self.end_at(end_page)
+
+    def end_at(self, end_page: int) -> None:
+        """As `cut`, in the middle of a transaction, which goes on."""
         end = end_page * self._geometry.unit
         if self._backend.size() > end:
             self._backend.truncate(end)

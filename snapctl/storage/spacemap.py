@@ -47,6 +47,8 @@ _PUNCH_BYTES = 1 << 20
 """Runs at least as long are given back to the file system."""
 _EXTENT_BYTES, _MOST_EXTENT_BYTES = 1 << 20, 4 << 20
 """What is to lie together is given room in free runs at least as long, of which no more is set aside for it."""
+_SPARE_BYTES = 64 << 20
+"""The file system must have as much to spare if the file is to grow, rather than its holes be filled."""
 _NEAR = 8
 """Bitmaps that are searched for one before the end of the file is."""
 _MOST_HOLES, _MOST_HOLE_BYTES = 4, 1 << 30
@@ -118,7 +120,11 @@ class SpaceMap:
         pending: pages of the map itself that are free as soon as the change under way is done.
         idle_units: what may be kept of long runs that nothing stands for any more, to be allocated again, before the
             rest is punched out. To write into a hole costs the file system much more than to overwrite.
+        lays_together: whether what is written together is given long runs, for which the file may grow. Whoever opens
+            the container for one command had better fill the holes.
     """
+
+    lays_together = False
 
     def __init__(self, pages: PageFile, committed: Superblock, previous: Superblock | None) -> None:
         """Take up the map of the last commit, or begin that of a new container.
@@ -183,7 +189,7 @@ class SpaceMap:
         """The map as of the last commit, for when the open transaction is given up; what is pinned stays so."""
         space = SpaceMap(self._pages, committed, previous)
         space._pins, space._waiting_units = self._pins, self._waiting_units
-        space._idle, space.idle_units = self._idle, self.idle_units
+        space._idle, space.idle_units, space.lays_together = self._idle, self.idle_units, self.lays_together
         return space
 
     @property
@@ -295,6 +301,8 @@ class SpaceMap:
         Raises:
             NoSpace: the capacity would be exceeded.
         """
+        if not self.lays_together:
+            return self.allocate_data(units, count)
         wanted = units * count
         if self.used + wanted > self._within - self._reserve:
             raise self.full()
@@ -336,7 +344,7 @@ class SpaceMap:
         self._first_extent = last + 1  # until some come free
         if end_page - self.used >= max(end_page // _MOST_HOLES, min(self.used, _MOST_HOLE_BYTES // unit)):
             return range(0)
-        if bit + wanted > self._length(last):
+        if bit + wanted > self._length(last) or self._pages.backend.room() < (end_page + wanted) * unit + _SPARE_BYTES:
             return range(0)
         bitmap, all_of_it = self._bitmap(last), (1 << wanted) - 1
         if self._free(last, bitmap) >> bit & all_of_it != all_of_it:

@@ -134,6 +134,7 @@ def test_a_damaged_block_is_never_read_whatever_is_in_memory(name: str):
         with pytest.raises(Corruption, match="fails its checksum") as caught:
             node.read(first * BLOCK, count * BLOCK)
         assert caught.value.bytes_affected == (block_no * BLOCK, (block_no + 1) * BLOCK)
+        assert node.read_each([(first * BLOCK, count * BLOCK)]) == [None]
         with pytest.raises(Corruption, match="fails its checksum"):
             node.read_into(first * BLOCK, bytearray(count * BLOCK))
     for first, count in ((block_no - 1, 1), (block_no + 1, 1), (block_no + 1, 5), (0, block_no)):
@@ -156,6 +157,7 @@ def test_a_pointer_that_leads_nowhere_is_told_whatever_is_in_memory(page_no: int
     assert node.read(4 * BLOCK, BLOCK) == noise(LEAF_BYTES)[4 * BLOCK : 5 * BLOCK]
     for _ in range(2):
         for length in (BLOCK, 3 * BLOCK):
+            assert node.read_each([(5 * BLOCK, length)]) == [None]
             with pytest.raises(Corruption, match="outside the container"):
                 node.read(5 * BLOCK, length)
 

@@ -11,10 +11,16 @@ from hypothesis import strategies as st
 from snapctl.errors import NoSpace
 from snapctl.storage import spacemap
 from snapctl.storage.pins import Pin
+from snapctl.storage.spacemap import SpaceMap
 from tests.storage.test_spacemap import FIRST, PER_BITMAP, TINY, Disk
 from tests.support.spacemaps import bitmaps
 
 EXTENT = (1 << 20) // TINY.unit
+
+
+@pytest.fixture(autouse=True)
+def together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SpaceMap, "lays_together", True)
 
 
 def with_holes(disk: Disk, *holes: tuple[int, int]) -> None:

@@ -88,6 +88,7 @@ class Cache:
             most_seconds: how old it may become before it is made durable without being asked.
         """
         self._container = container
+        container.space.lays_together = True
         self._most_bytes = most_bytes
         self._most_seconds = most_seconds
         self._room = Room(container)
