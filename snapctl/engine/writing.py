@@ -326,7 +326,7 @@ def _write_data(node: Node, runs: list[Run], sums: list[int]) -> None:
         raise Corruption(f"{node.name}: two entries of a table lead to one page; run check", node=node.name)
     moved = [data for (_, data), place in zip(runs, plan.places, strict=True) if not place]
     count = len(plan.originals) + plan.new_blocks
-    if count * geometry.block_size < _TOGETHER_BYTES:
+    if not space.lays_together or count * geometry.block_size < _TOGETHER_BYTES:
         fresh = _write_fresh(container, space.allocate_data, plan, moved)
     else:
         end_page = container.pages.end_page
@@ -337,8 +337,11 @@ def _write_data(node: Node, runs: list[Run], sums: list[int]) -> None:
             fresh = _write_fresh(container, space.allocate_data, plan, moved)
     copied, pages = fresh[: len(plan.originals)], fresh[len(plan.originals) :]
     try:
-        for place, data in again:
-            container.pages.rewrite(place, data)
+        # The file system has room for what was written before. Should it nevertheless refuse, nothing can be saved, for
+        # a page may be half overwritten.
+        with container.pages.poisoned_by_failure():
+            for place, data in again:
+                container.pages.write_run(place, (data,))
     except SnapctlError:
         space.free_pages(fresh, geometry.block_units)
         raise

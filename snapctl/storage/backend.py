@@ -42,8 +42,8 @@ _NO_NOWAIT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _WARM_BYTES = 1 << 20
 _PORTION_BYTES = 64 << 10
 """How much is written by one call. Linux makes one folio of the page cache of it, if it can; what a small write costs
-later, and be it of one block, grows with the folio that it falls into (ext4: 3 us in one of 64 KiB, 9 in one of 1 MiB),
-while larger ones make a large write hardly cheaper."""
+later, and be it of one block, grows with the folio that it falls into, while larger ones make a large write hardly
+cheaper."""
 
 
 class NotCached(Exception):

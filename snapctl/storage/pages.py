@@ -129,13 +129,12 @@ class PageFile:
         self.rewrite_adopted()
         self._put(page_no, buffers)
 
-    def write_pages(self, page_nos: Sequence[int], pages: Sequence[Buffer], together: Buffer | None = None) -> None:
+    def write_pages(self, page_nos: Sequence[int], pages: Sequence[Buffer]) -> None:
         """Write pages of one size, joining those that follow each other on disk into one call; raises as `write_run`.
 
         Args:
             page_nos: where they go, in ascending order to have many joined.
             pages: their bytes.
-            together: the same bytes as one buffer, if they are one.
         """
         if not page_nos:
             return
@@ -150,29 +149,8 @@ class PageFile:
             stop = count if is_run else start + 1
             while stop < count and page_nos[stop] == page_nos[stop - 1] + step:
                 stop += 1
-            run = pages[start:stop] if together is None else [memoryview(together)[start * size : stop * size]]
-            self._put(page_nos[start], run)
+            self._put(page_nos[start], pages[start:stop])
             start = stop
-
-    def rewrite(self, page_no: int, data: Buffer) -> None:
-        """Write pages again that were written since the last commit, from a page on.
-
-        The file system has room for them. Should it nevertheless refuse, nothing can be saved, for they may be half
-        overwritten.
-
-        Raises:
-            Poisoned: a write or sync failed earlier.
-            IoFailure: any refusal, which poisons.
-        """
-        if self._failure is not None:
-            self.check_usable()
-        try:
-            self.backend.write(page_no * self.geometry.unit, (data,))
-        except BaseException as error:
-            self._failure = str(error) or type(error).__name__
-            if isinstance(error, NoSpace):
-                raise IoFailure(str(error)) from error
-            raise
 
     def _put(self, page_no: int, buffers: Sequence[Buffer]) -> None:
         if page_no < self.geometry.first_page:

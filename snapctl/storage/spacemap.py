@@ -120,8 +120,8 @@ class SpaceMap:
         pending: pages of the map itself that are free as soon as the change under way is done.
         idle_units: what may be kept of long runs that nothing stands for any more, to be allocated again, before the
             rest is punched out. To write into a hole costs the file system much more than to overwrite.
-        lays_together: whether what is written together is given long runs, for which the file may grow. Whoever opens
-            the container for one command had better fill the holes.
+        lays_together: whether what is written together is to be given long runs (`allocate_together`), for which the
+            file may grow. Whoever opens the container for one command had better fill the holes.
     """
 
     lays_together = False
@@ -301,8 +301,6 @@ class SpaceMap:
         Raises:
             NoSpace: the capacity would be exceeded.
         """
-        if not self.lays_together:
-            return self.allocate_data(units, count)
         wanted = units * count
         if self.used + wanted > self._within - self._reserve:
             raise self.full()

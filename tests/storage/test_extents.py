@@ -11,16 +11,9 @@ from hypothesis import strategies as st
 from snapctl.errors import NoSpace
 from snapctl.storage import spacemap
 from snapctl.storage.pins import Pin
-from snapctl.storage.spacemap import SpaceMap
-from tests.storage.test_spacemap import FIRST, PER_BITMAP, TINY, Disk
-from tests.support.spacemaps import bitmaps
+from tests.storage.test_spacemap import FIRST, PER_BITMAP, TINY, Disk, with_a_full_bitmap_that_must_not_be_read
 
 EXTENT = (1 << 20) // TINY.unit
-
-
-@pytest.fixture(autouse=True)
-def together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SpaceMap, "lays_together", True)
 
 
 def with_holes(disk: Disk, *holes: tuple[int, int]) -> None:
@@ -118,13 +111,7 @@ def test_a_file_that_reaches_beyond_its_capacity_is_searched_no_further():
 
 
 def test_full_bitmaps_are_not_read_to_look_for_long_holes():
-    disk = Disk()
-    disk.space.allocate(1, 3 * PER_BITMAP)
-    disk.commit()
-    (full,) = [pointer for index, pointer, _ in bitmaps(disk.backend.data, disk.superblock) if index == 1]
-    assert full.birth == 0
-    disk.backend.data[full.page_no * 512] ^= 1  # whoever reads it will notice
-    disk.reopen(previous=False)
+    disk = with_a_full_bitmap_that_must_not_be_read()
     end = disk.pages.end_page
     assert disk.space.allocate_together(1, 100) == range(end, end + 100)
 

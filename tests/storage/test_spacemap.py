@@ -217,14 +217,20 @@ def test_pointers_of_the_map_carry_the_free_units_beneath():
         assert pointer.checksum == crc32c(page)
 
 
-def test_full_bitmaps_are_passed_over_without_being_read():
+def with_a_full_bitmap_that_must_not_be_read() -> Disk:
+    """A map whose second bitmap is full, and damaged, so that whoever reads it will notice."""
     disk = Disk()
     disk.space.allocate(1, 3 * PER_BITMAP)
     disk.commit()
     (full,) = [pointer for index, pointer, _ in bitmaps(disk.backend.data, disk.superblock) if index == 1]
     assert full.birth == 0
-    disk.backend.data[full.page_no * 512] ^= 1  # whoever reads it will notice
+    disk.backend.data[full.page_no * 512] ^= 1
     disk.reopen(previous=False)
+    return disk
+
+
+def test_full_bitmaps_are_passed_over_without_being_read():
+    disk = with_a_full_bitmap_that_must_not_be_read()
     assert {page // PER_BITMAP for page in disk.space.allocate(1, 100)} == {0, 3}
 
 

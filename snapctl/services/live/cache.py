@@ -52,7 +52,6 @@ _MOST_KEPT_BYTES = 1 << 30
 """Of freed room twice what a transaction took is kept for those to come, lest the file system take it and give it out
 again each time; but no more than this."""
 
-
 _SHORT_SYNC_SECONDS = 0.0005
 """A disk that syncs a record in less is waited for where requests are, which then wait for no longer than that."""
 
@@ -304,7 +303,7 @@ class Cache:
         return await operation.done
 
     async def retire(self) -> None:
-        """Make everything durable, and do without the log from now on if there is room for that; raises as `flush`."""
+        """Make everything durable, and do without the log from now on if there is room; raises as `flushed`."""
         await self.flushed()
         self._wants_log = False
         if self._container.writable:
