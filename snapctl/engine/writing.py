@@ -336,15 +336,12 @@ def _write_data(node: Node, runs: list[Run], sums: list[int]) -> None:
             container.pages.end_at(end_page)
             fresh = _write_fresh(container, space.allocate_data, plan, moved)
     copied, pages = fresh[: len(plan.originals)], fresh[len(plan.originals) :]
-    try:
+    if again:
         # The file system has room for what was written before. Should it nevertheless refuse, nothing can be saved, for
         # a page may be half overwritten.
         with container.pages.poisoned_by_failure():
             for place, data in again:
                 container.pages.write_run(place, (data,))
-    except SnapctlError:
-        space.free_pages(fresh, geometry.block_units)
-        raise
     with container.changing(moves_pages=False):
         _enter(node, runs, plan, list(pages), sums, dict(zip(plan.originals, copied, strict=True)))
         space.free_pages(plan.old, geometry.block_units)

@@ -55,6 +55,22 @@ class Served:
 
         return asyncio.run_coroutine_threadsafe(job(), self._loop).result(_TIMEOUT_SECONDS)
 
+    @contextmanager
+    def held_up(self) -> Iterator[None]:
+        """Have the server's loop do nothing until the block ends, so that what is sent in it arrives together."""
+        is_held, goes_on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            is_held.set()
+            goes_on.wait(_TIMEOUT_SECONDS)
+
+        self._loop.call_soon_threadsafe(hold)
+        assert is_held.wait(_TIMEOUT_SECONDS)
+        try:
+            yield
+        finally:
+            goes_on.set()
+
     def change(self, operation: Callable[[Container], object]) -> None:
         """Change the tree of nodes."""
         self.wait(lambda: self.live.change(operation))
