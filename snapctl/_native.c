@@ -1,25 +1,27 @@
 /* The compiled core: loops over bytes, words and bits that Python is too slow for.
  *
  * Every function has a twin in Python, in the module that it belongs to. The twin is the reference: tests hold the two
- * together, and it is what runs where this file was not compiled. Nothing here does input or output, decides anything,
- * or keeps anything between two calls but names.
+ * together, and it is what runs where this file was not compiled. Nothing here decides anything, keeps anything between
+ * two calls but names, or does input or output, but for one loop that reads.
  *
  * Whatever the arguments, a call returns or raises. That it does the same as its twin takes arguments as the twin
  * describes them: containers and buffers of just these types, numbers from 0 to 2**64 - 1, shifts and units as a
  * geometry can have them, runs of whole blocks beneath one leaf, bitmaps whose states have one size.
  *
- * The lock of the interpreter is held throughout: no call takes long enough to be worth giving it up, and as nothing
- * is declared to the contrary, Python never imports this without such a lock, one for all interpreters. Yet wherever an
+ * The lock of the interpreter is held but while the system reads: nothing else takes long enough to be worth giving it
+ * up, and as nothing is declared to the contrary, Python never imports this without such a lock, one for all interpreters. Yet wherever an
  * object is made, looked up or asked for an attribute, other code in Python may run and change lists, dicts and
  * bytearrays. What is read from is therefore held, as a buffer or by a reference, or copied before.
  */
 
+#define _GNU_SOURCE /* for preadv2 */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include <stdarg.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/uio.h>
 
 /* ---- CRC32C (Castagnoli), as of RFC 3720, appendix B.4; bits reflected, as the format and the processors have it ---- */
 
@@ -272,6 +274,21 @@ read_pair(PyObject *pair, uint64_t *number, uint64_t *length)
     return size < 0 ? -1 : 0;
 }
 
+/* Read a pair of numbers; 0, or -1 after an exception. */
+static int
+read_range(PyObject *pair, uint64_t *first, uint64_t *second)
+{
+    if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2) {
+        PyErr_SetString(PyExc_TypeError, "not a pair of numbers");
+        return -1;
+    }
+    *first = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(pair, 0));
+    if (*first == UINT64_MAX && PyErr_Occurred())
+        return -1;
+    *second = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(pair, 1));
+    return *second == UINT64_MAX && PyErr_Occurred() ? -1 : 0;
+}
+
 /* ---- Checksums ------------------------------------------------------------------------------------------------- */
 
 /* Read the size of pieces; -1 after an exception. */
@@ -356,7 +373,19 @@ free_runs(Run *runs, Py_ssize_t size)
     PyMem_Free(runs);
 }
 
-/* Find the words of a leaf; 0, or -1 after an exception. */
+/* Hold the words of a leaf; 0, or -1 after an exception. */
+static int
+hold_leaf(PyObject *words, uint64_t fanout, Py_buffer *leaf)
+{
+    int result = PyObject_GetBuffer(words, leaf, PyBUF_WRITABLE);
+    if (result == 0 && (leaf->itemsize != 8 || (uint64_t)leaf->len != 16 * fanout || (uintptr_t)leaf->buf % 8)) {
+        PyErr_SetString(PyExc_ValueError, "a leaf is an array with two words for each entry");
+        result = -1;
+    }
+    return result;
+}
+
+/* Find the words of a leaf and hold them; 0, or -1 after an exception. */
 static int
 find_leaf(PyObject *leaves, uint64_t leaf_no, uint64_t fanout, Py_buffer *leaf)
 {
@@ -365,12 +394,8 @@ find_leaf(PyObject *leaves, uint64_t leaf_no, uint64_t fanout, Py_buffer *leaf)
     Py_XDECREF(key);
     if (words == NULL)
         return PyErr_Occurred() ? -1 : 0;
-    int result = PyObject_GetBuffer(words, leaf, PyBUF_WRITABLE);
+    int result = hold_leaf(words, fanout, leaf);
     Py_DECREF(words);
-    if (result == 0 && (leaf->itemsize != 8 || (uint64_t)leaf->len != 16 * fanout || (uintptr_t)leaf->buf % 8)) {
-        PyErr_SetString(PyExc_ValueError, "a leaf is an array with two words for each entry");
-        result = -1;
-    }
     return result;
 }
 
@@ -584,6 +609,60 @@ done:
     return result;
 }
 
+/* Twin: snapctl.engine.locating.pure_locate_each */
+static PyObject *
+locate_each(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t block_shift, fanout_shift, units, unit, first_page, end_page, offset, length;
+    if (check("locate_each", "llsscuuu", args, nargs, &block_shift, &fanout_shift, &units, &unit, &first_page,
+              &end_page) < 0)
+        return NULL;
+    uint64_t block_mask = (UINT64_C(1) << block_shift) - 1, fanout = UINT64_C(1) << fanout_shift;
+    PyObject *places = PyList_New(0), *sums = PyList_New(0), *result = NULL;
+    Py_buffer leaf = {.obj = NULL};
+    if (places == NULL || sums == NULL)
+        goto done;
+    if (PyList_GET_SIZE(args[0]) != PyList_GET_SIZE(args[1])) {
+        PyErr_SetString(PyExc_ValueError, "not one leaf for each range");
+        goto done;
+    }
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[1]); i++) {
+        PyObject *range = PyList_GET_ITEM(args[1], i);
+        if (read_range(range, &offset, &length) < 0)
+            goto done;
+        uint64_t first = offset >> block_shift & (fanout - 1), count = length >> block_shift;
+        if (PyList_GET_ITEM(args[0], i) == Py_None || (offset | length) & block_mask || !count ||
+            count > fanout - first)
+            goto otherwise;
+        if (hold_leaf(PyList_GET_ITEM(args[0], i), fanout, &leaf) < 0)
+            goto done;
+        const uint64_t *words = (const uint64_t *)leaf.buf + 2 * first;
+        uint64_t page_no = words[0] & PAGE_MASK, pages = count * units;
+        if (words[0] >> KIND_SHIFT != PAGE_KIND || page_no < first_page || pages > end_page || page_no > end_page - pages)
+            goto otherwise;
+        for (uint64_t j = 0; j < count; j++)
+            if (words[2 * j] != words[0] + j * units)
+                goto otherwise;
+        for (uint64_t j = 0; j < count; j++)
+            if (append_number(sums, words[2 * j + 1] & UINT32_MAX) < 0)
+                goto done;
+        PyBuffer_Release(&leaf);
+        if (append(places, tuple(PyLong_FromUnsignedLongLong(page_no * unit), PyLong_FromUnsignedLongLong(length),
+                                 NULL, 2)) < 0)
+            goto done;
+    }
+    result = Py_BuildValue("OO", places, sums);
+    goto done;
+otherwise:
+    result = Py_NewRef(Py_None);
+done:
+    if (leaf.obj != NULL)
+        PyBuffer_Release(&leaf);
+    Py_XDECREF(places);
+    Py_XDECREF(sums);
+    return result;
+}
+
 /* Twin: snapctl.storage.bitmap.pure_clear_each */
 static PyObject *
 clear_each(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
@@ -623,6 +702,43 @@ done:
     PyBuffer_Release(&current);
     return result;
 }
+
+/* ---- The file -------------------------------------------------------------------------------------------------- */
+
+#ifdef __linux__
+
+/* Twin: snapctl.storage.backend.pure_read_each */
+static PyObject *
+read_each(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    int64_t fd, flags;
+    uint64_t offset, length;
+    if (check("read_each", "ili", args, nargs, &fd, &flags) < 0)
+        return NULL;
+    PyObject *found = PyList_New(0);
+    for (Py_ssize_t i = 0; found != NULL && i < PyList_GET_SIZE(args[1]); i++) {
+        if (read_range(PyList_GET_ITEM(args[1], i), &offset, &length) < 0)
+            Py_CLEAR(found);
+        else if (length > PY_SSIZE_T_MAX || append(found, PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)length)) < 0) {
+            if (!PyErr_Occurred())
+                PyErr_NoMemory();
+            Py_CLEAR(found);
+        } else {
+            struct iovec room = {PyByteArray_AS_STRING(PyList_GET_ITEM(found, i)), length};
+            ssize_t got;
+            Py_BEGIN_ALLOW_THREADS;
+            got = preadv2((int)fd, &room, 1, (off_t)offset, (int)flags);
+            Py_END_ALLOW_THREADS;
+            if (got != (ssize_t)length) {
+                Py_SETREF(found, Py_NewRef(Py_None));
+                break;
+            }
+        }
+    }
+    return found;
+}
+
+#endif
 
 /* ---- Requests -------------------------------------------------------------------------------------------------- */
 
@@ -770,7 +886,11 @@ static PyMethodDef functions[] = {
     FUNCTION(checksums_of, "(buffers, size, /)"),
     FUNCTION(plan, "(leaves, bitmaps, runs, block_shift, fanout_shift, bitmap_shift, units, /)"),
     FUNCTION(enter, "(leaves, runs, places, pages, sums, block_shift, fanout_shift, units, birth, /)"),
+    FUNCTION(locate_each, "(leaves, ranges, block_shift, fanout_shift, units, unit, first_page, end_page, /)"),
     FUNCTION(clear_each, "(current, committed, previous, bits, /)"),
+#ifdef __linux__
+    FUNCTION(read_each, "(fd, places, flags, /)"),
+#endif
     FUNCTION(runs_of, "(writes, block_shift, fanout_shift, size_bytes, /)"),
     FUNCTION(plain_requests, "(data, position, end, header_bytes, plain_read, plain_write, end_bytes, most_bytes, "
                              "most_read_bytes, most, /)"),

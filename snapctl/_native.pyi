@@ -27,6 +27,18 @@ def enter(
     birth: int,
     /,
 ) -> None: ...
+def locate_each(
+    leaves: list[array[int] | None],
+    ranges: list[tuple[int, int]],
+    block_shift: int,
+    fanout_shift: int,
+    units: int,
+    unit: int,
+    first_page: int,
+    end_page: int,
+    /,
+) -> tuple[list[tuple[int, int]], list[int]] | None: ...
+def read_each(fd: int, places: list[tuple[int, int]], flags: int, /) -> list[bytearray] | None: ...
 def clear_each(
     current: bytearray, committed: bytes, previous: bytes, bits: list[int], /
 ) -> tuple[int, list[int]] | None: ...

@@ -39,7 +39,7 @@ LIBRARIES = {
 # The compiled core, which stands below all layers, and those that have the twins of its functions.
 NATIVE = "snapctl._native"
 NATIVE_USERS = ["snapctl.format", "snapctl.storage", "snapctl.engine", "snapctl.services.nbd"]
-NATIVE_HEADERS = {"Python.h", "arm_acle.h", "immintrin.h", "stdarg.h", "stdint.h", "string.h"}
+NATIVE_HEADERS = {"Python.h", "arm_acle.h", "immintrin.h", "stdarg.h", "stdint.h", "string.h", "sys/uio.h"}
 
 # Format turns bytes into values and back; a module in it that can reach a file has lost its way.
 NO_INPUT_OUTPUT = ["snapctl.format"]

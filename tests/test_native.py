@@ -28,11 +28,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snapctl import Container
+from snapctl.engine.locating import pure_locate_each
 from snapctl.engine.placing import pure_enter, pure_plan
 from snapctl.engine.runs import pure_runs_of
 from snapctl.format.checksum import pure_checksums, pure_checksums_of
 from snapctl.format.pointer import KIND_SHIFT, KINDS, PAGE_WORD
 from snapctl.services.nbd.plain import plain, pure_plain_requests
+from snapctl.storage.backend import pure_read_each
 from snapctl.storage.bitmap import pure_clear_each
 from snapctl.storage.spacemap import Bitmap
 from tests.support.requires import needs, needs_header
@@ -43,6 +45,9 @@ SOURCE = Path(__file__).resolve().parent.parent / "snapctl" / "_native.c"
 _bytes = st.binary() | st.builds(lambda seed, size: Random(seed).randbytes(size), st.integers(), st.integers(0, 16_000))
 _buffers = _bytes | st.builds(bytearray, _bytes)
 _piece_sizes = st.integers(1, 600) | st.integers(1, 20_000) | st.sampled_from([-1, 0, 512, 4096, 2**63, 2**80])
+
+_OWN_FD = os.open(__file__, os.O_RDONLY)
+_OWN_BYTES = os.pread(_OWN_FD, 1 << 20, 0)  # which has it in memory
 
 FANOUT_SHIFT, BITMAP_SHIFT = 3, 6
 PAGES = range(4 << BITMAP_SHIFT)
@@ -111,6 +116,38 @@ def _entering(seed: int) -> tuple[Any, ...]:
         wrong = random.choice([places, pages, sums])
         wrong[:] = wrong[1:] if random.random() < 0.5 else [*wrong, 1]
     return leaves, runs, places, pages, sums, block_shift, fanout_shift, units, random.getrandbits(32) << 32
+
+
+def _locating(seed: int) -> tuple[Any, ...]:
+    """Arguments for `locate_each`, most of them of ranges that are found."""
+    random = Random(seed)
+    block_shift, units = random.choice([0, 2, 9]), random.choice([1, 4])
+    leaves: list[array[int] | None] = []
+    ranges = []
+    for _ in range(random.choice([0, 1, 2, 5])):
+        at = random.randrange(1 << FANOUT_SHIFT)
+        count = random.choice([1, 1, random.randint(1, (1 << FANOUT_SHIFT) - at)])
+        leaf = _leaf(random, units)
+        if random.random() < 0.9:
+            leaf[2 * at : 2 * (at + count) : 2] = array("Q", [PAGE_WORD + 9 + i * units for i in range(count)])
+        odd = random.choice([0] * 30 + [1, -1, 1 << FANOUT_SHIFT << block_shift])
+        leaves.append(leaf if random.random() < 0.95 else None)
+        ranges.append(
+            (random.randrange(4) << FANOUT_SHIFT + block_shift | at << block_shift, (count << block_shift) + odd)
+        )
+    ranges = [(offset, max(0, length)) for offset, length in ranges]
+    first_page, end_page = random.choice([1, 1, 9, 10]), random.choice([500, 500, 10, 0])
+    return leaves, ranges, block_shift, FANOUT_SHIFT, units, random.choice([1, 4096]), first_page, end_page
+
+
+def _reading(seed: int) -> tuple[Any, ...]:
+    """Arguments for `read_each`: this file, in which some ranges do not end."""
+    random = Random(seed)
+    size, ends = len(_OWN_BYTES), random.random() < 0.8
+    places = [(random.randrange(size), random.randint(0, 5000)) for _ in range(random.choice([0, 1, 2, 9]))]
+    if ends:
+        places = [(offset, min(length, size - offset)) for offset, length in places]
+    return _OWN_FD if random.random() < 0.9 else -1, places, random.choice([0, os.RWF_NOWAIT])
 
 
 def _clearing(seed: int) -> tuple[Any, ...]:
@@ -187,6 +224,8 @@ PAIRS: dict[Callable[..., Any], st.SearchStrategy[tuple[Any, ...]]] = {
     pure_checksums_of: st.tuples(st.lists(_buffers, max_size=4), _piece_sizes),
     pure_plan: st.builds(_placing, _seeds),
     pure_enter: st.builds(_entering, _seeds),
+    pure_locate_each: st.builds(_locating, _seeds),
+    pure_read_each: st.builds(_reading, _seeds),
     pure_clear_each: st.builds(_clearing, _seeds),
     pure_runs_of: st.builds(_writing, _seeds),
     pure_plain_requests: st.builds(_receiving, _seeds),
@@ -232,6 +271,20 @@ WRONG_CALLS: list[tuple[Callable[..., Any], tuple[Any, ...], type[Exception]]] =
     (pure_enter, ({0: array("Q", bytes(128))}, [(0, b"d")], [0], [2**64], [1], 0, 3, 1, 0), OverflowError),
     (pure_enter, ({0: array("Q", bytes(128))}, [(0, b"d")], [0], [1], [1], 0, 3, 1, 2**64), OverflowError),
     (pure_enter, ({0: array("Q", bytes(128))}, [(0, b"d")], [0], [1], [1], 0, 3, 1, -1), OverflowError),
+    (pure_locate_each, ([], [], 0, 3, 1, 1, 1), TypeError),
+    (pure_locate_each, (5, [], 0, 3, 1, 1, 1, 9), TypeError),
+    (pure_locate_each, ([None], [], 0, 3, 1, 1, 1, 9), ValueError),
+    (pure_locate_each, ([None], [5], 0, 3, 1, 1, 1, 9), TypeError),
+    (pure_locate_each, ([None], [("0", 1)], 0, 3, 1, 1, 1, 9), TypeError),
+    (pure_locate_each, ([None], [(0, 1.0)], 0, 3, 1, 1, 1, 9), TypeError),
+    (pure_locate_each, ([5], [(0, 1)], 0, 3, 1, 1, 1, 9), TypeError),
+    (pure_locate_each, ([], [], -1, 3, 1, 1, 1, 9), ValueError),
+    (pure_read_each, (0, []), TypeError),
+    (pure_read_each, (0, 5, 0), TypeError),
+    (pure_read_each, (0, [5], 0), TypeError),
+    (pure_read_each, (0, [("0", 5)], 0), TypeError),
+    (pure_read_each, (0, [(0, "5")], 0), TypeError),
+    (pure_read_each, ("0", [(0, 5)], 0), TypeError),
     (pure_clear_each, (bytearray(1), bytes(1), bytes(1)), TypeError),
     (pure_clear_each, (b"\xff", bytes(1), bytes(1), [0]), TypeError),
     (pure_clear_each, (bytearray(1), bytes(1), bytes(1), 5), TypeError),
@@ -277,6 +330,11 @@ SENSELESS_CALLS: list[tuple[Callable[..., Any], tuple[Any, ...], type[Exception]
     ),
     (pure_enter, ({}, [(0, b"1")], [0], [1], [-1], 0, 3, 1, 0), OverflowError),
     (pure_enter, ({}, [(0, b"1")], [0.5], [1], [1], 0, 3, 1, 0), TypeError),
+    (pure_locate_each, ([array("Q", bytes(120))], [(0, 1)], 0, 3, 1, 1, 1, 9), ValueError),
+    (pure_locate_each, ([array("Q", bytes(128))], [(-1, 1)], 0, 3, 1, 1, 1, 9), OverflowError),
+    (pure_locate_each, ([array("Q", bytes(128))], [(0, 2**64)], 0, 3, 1, 1, 1, 9), OverflowError),
+    (pure_read_each, (0, [(0, 2**64)], 0), OverflowError),
+    (pure_read_each, (0, [(0, 2**63)], 0), MemoryError),
     (pure_clear_each, (bytearray(1), bytes(2), bytes(1), [0]), ValueError),
     (pure_clear_each, (bytearray(1), bytes(1), bytes(0), [0]), ValueError),
     (pure_clear_each, (bytearray(1), bytes(1), bytes(1), [-1]), OverflowError),

@@ -97,6 +97,7 @@ def serve(
       qemu-img info 'nbd+unix:///db?socket=/run/lab.sock'
     """
     from snapctl.services.nbd.listeners import parse_address
+    from snapctl.services.nbd.polling import polling_loop
 
     location = locate(path)
     if location.node is not None:
@@ -118,7 +119,8 @@ def serve(
         raise UsageError(f"--metrics {metrics!r} is not an address; write HOST:PORT")
     scraped = None if metrics is None else parse_address(metrics)
     options = _Options(location.container, unix or [], addresses, read_only, export or [], tls, scraped, wait)
-    asyncio.run(_serve(options))
+    with asyncio.Runner(loop_factory=polling_loop) as runner:
+        runner.run(_serve(options))
 
 
 async def _serve(options: _Options) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -184,7 +184,7 @@ class Node:
         self.check_range(offset, length)
         return reading.read(self, offset, length)
 
-    def read_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytearray | NotCached | None]:
+    def read_each(self, ranges: list[tuple[int, int]]) -> list[bytearray | NotCached | None]:
         """Read ranges, offset and length each, as far as that can be done at the least cost.
 
         Returns:

@@ -7,16 +7,16 @@ size, in bytes, at every hop, so that a snapshot never shows what its origin gre
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from snapctl.engine.locating import locate_each
 from snapctl.engine.model import Extent
 from snapctl.errors import Corruption, DamagedTable, DataLost
-from snapctl.format.checksum import checksums, crc32c
+from snapctl.format.checksum import checksums, checksums_of
 from snapctl.format.pointer import (
     ABSENT,
-    CHECKSUM_MASK,
     KIND_SHIFT,
     LOST,
     PAGE,
@@ -27,7 +27,7 @@ from snapctl.format.pointer import (
     kind_runs,
     pointer_checksums,
 )
-from snapctl.storage.backend import NotCached
+from snapctl.storage.backend import FileBackend, NotCached
 
 if TYPE_CHECKING:
     from array import array
@@ -70,7 +70,7 @@ def read(node: Node, offset: int, length: int) -> bytearray:
     return data
 
 
-def read_each(node: Node, ranges: Sequence[tuple[int, int]]) -> list[bytearray | NotCached | None]:
+def read_each(node: Node, ranges: list[tuple[int, int]]) -> list[bytearray | NotCached | None]:
     """Read ranges that lie inside the node, the shortest way: whole blocks that a leaf in memory points to.
 
     Args:
@@ -84,34 +84,43 @@ def read_each(node: Node, ranges: Sequence[tuple[int, int]]) -> list[bytearray |
         IoFailure: the system refuses.
     """
     pages, geometry = node.container.pages, node.container.geometry
-    size, shift, mask = geometry.block_size, geometry.block_shift, geometry.fanout_mask
-    unit, first_page, last_page = geometry.unit, geometry.first_page, pages.end_page - geometry.block_units
-    read_into, tables = pages.backend.read_into, None if node.is_snapshot else node.tables
-    found: list[bytearray | NotCached | None] = []
-    for offset, length in ranges:
-        start = offset >> shift
-        if node.is_snapshot:
-            words = node.view.get(start >> geometry.fanout_shift)
-        else:
-            words = None if tables is None else tables.resident_words(start)
-        first, count = start & mask, length >> shift
-        data: bytearray | NotCached | None = None
-        if words is not None and not (offset | length) & size - 1 and 0 < count <= mask + 1 - first:
-            try:
-                data = bytearray(length)
-                if count == 1:
-                    page_no = words[2 * first] - PAGE_WORD
-                    if first_page <= page_no <= last_page:
-                        read_into(page_no * unit, data)
-                        data = data if crc32c(data) == words[2 * first + 1] & CHECKSUM_MASK else None
-                    else:
-                        data = None
-                elif not _fetch(pages, words, first, count, data):
-                    data = None
-            except NotCached as missing:
-                data = missing
-        found.append(data)
-    return found
+    shift, view, tables = geometry.block_shift, node.view, None if node.is_snapshot else node.tables
+    leaves: list[array[int] | None]
+    if node.is_snapshot:
+        leaves = [view.get(offset >> shift >> geometry.fanout_shift) for offset, _ in ranges]
+    elif tables is not None:
+        leaves = [tables.resident_words(offset >> shift) for offset, _ in ranges]
+    else:
+        return [None] * len(ranges)
+    found = locate_each(
+        leaves,
+        ranges,
+        shift,
+        geometry.fanout_shift,
+        geometry.block_units,
+        geometry.unit,
+        geometry.first_page,
+        pages.end_page,
+    )
+    if found is not None and isinstance(pages.backend, FileBackend):
+        blocks = pages.backend.read_each(found[0])
+        if blocks is not None and checksums_of([*blocks], geometry.block_size) == found[1]:
+            return list(blocks)
+    return [_read_simply(pages, words, *each) for words, each in zip(leaves, ranges, strict=True)]
+
+
+def _read_simply(pages: PageFile, words: array[int] | None, offset: int, length: int) -> bytearray | NotCached | None:
+    """Read a range; returns and raises as `read_each`."""
+    geometry = pages.geometry
+    first, count = offset >> geometry.block_shift & geometry.fanout_mask, length >> geometry.block_shift
+    is_whole = not (offset | length) & geometry.block_size - 1
+    if words is None or not is_whole or not 0 < count <= geometry.fanout - first:
+        return None
+    data = bytearray(length)
+    try:
+        return data if _fetch(pages, words, first, count, data) else None
+    except NotCached as missing:
+        return missing
 
 
 def _fetch(pages: PageFile, words: array[int], first: int, count: int, target: bytearray | memoryview) -> bool:

@@ -340,8 +340,7 @@ def _write_data(node: Node, runs: list[Run], sums: list[int]) -> None:
         # The file system has room for what was written before. Should it nevertheless refuse, nothing can be saved, for
         # a page may be half overwritten.
         with container.pages.poisoned_by_failure():
-            for place, data in again:
-                container.pages.write_run(place, (data,))
+            container.pages.write_each(again)
     with container.changing(moves_pages=False):
         _enter(node, runs, plan, list(pages), sums, dict(zip(plan.originals, copied, strict=True)))
         space.free_pages(plan.old, geometry.block_units)

@@ -245,6 +245,10 @@ class FileBackend:
         self._nowait = 0
         return self._read_some(offset, buffer)
 
+    def read_each(self, places: list[tuple[int, int]]) -> list[bytearray] | None:
+        """Read ranges, given by offset and length, if `cached_only` lets; None if one is better read by itself."""
+        return read_each(self.fd, places, self._nowait if self.cached_only else 0)
+
     def warm(self, offset: int, length: int) -> None:
         """Have the system read a range into the page cache, on whatever thread this is called.
 
@@ -264,16 +268,26 @@ class FileBackend:
 
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """See `Backend`."""
-        for batch, length in _portions(buffers):
-            while length:
-                try:
-                    done = os.pwritev(self.fd, batch, offset)
-                except OSError as error:
-                    raise self._failure("write", error) from error
-                offset += done
-                length -= done
-                if length:
-                    batch = _rest(batch, done)
+        try:
+            if len(buffers) == 1 and len(buffers[0]) <= _PORTION_BYTES:  # as most are
+                done = os.pwritev(self.fd, buffers, offset)
+                if done < len(buffers[0]):
+                    self._write_all(_rest(buffers, done), offset + done)
+            else:
+                for batch in _portions(buffers):
+                    offset = self._write_all(batch, offset)
+        except OSError as error:
+            raise self._failure("write", error) from error
+
+    def _write_all(self, buffers: Sequence[Buffer], offset: int) -> int:
+        """Write until nothing is left; returns the offset behind."""
+        end = offset + sum(map(len, buffers))
+        while offset < end:
+            done = os.pwritev(self.fd, buffers, offset)
+            offset += done
+            if offset < end:
+                buffers = _rest(buffers, done)
+        return end
 
     def sync(self) -> None:
         """See `Backend`."""
@@ -346,20 +360,34 @@ class FileBackend:
         return _translate(error, f"cannot {what} {self.path}")
 
 
-def _portions(buffers: Sequence[Buffer]) -> Iterable[tuple[Sequence[Buffer], int]]:
-    """What is written at a stroke and how long it is: about `_PORTION_BYTES`, of buffers as long as the first."""
-    if not buffers:
-        return ()
-    first = len(buffers[0])
+def pure_read_each(fd: int, places: list[tuple[int, int]], flags: int, /) -> list[bytearray] | None:
+    """Read ranges of a file, given by offset and length, by a call of the system each, with its flags.
+
+    Returns:
+        Their bytes; None if one call does not give all of its range.
+    """
+    found = [bytearray(length) for _, length in places]
+    try:
+        if any(os.preadv(fd, (room,), at, flags) < len(room) for room, (at, _) in zip(found, places, strict=True)):
+            return None
+    except OSError:
+        return None
+    return found
+
+
+try:
+    from snapctl._native import read_each
+except ImportError:
+    read_each = pure_read_each
+
+
+def _portions(buffers: Sequence[Buffer]) -> Iterable[Sequence[Buffer]]:
+    """What is written at a stroke: about `_PORTION_BYTES`, of buffers as long as the first."""
     if len(buffers) == 1:
-        if first <= _PORTION_BYTES:
-            return ((buffers, first),)
         view = memoryview(buffers[0])
-        parts = (view[at : at + _PORTION_BYTES] for at in range(0, first, _PORTION_BYTES))
-        return (((part,), len(part)) for part in parts)
-    step = min(max(1, _PORTION_BYTES // max(1, first)), _IOV_MAX)
-    batches = [buffers] if len(buffers) <= step else [buffers[at : at + step] for at in range(0, len(buffers), step)]
-    return ((batch, sum(map(len, batch))) for batch in batches)
+        return ((view[at : at + _PORTION_BYTES],) for at in range(0, len(view), _PORTION_BYTES))
+    step = min(max(1, _PORTION_BYTES // max(1, len(buffers[0]))), _IOV_MAX) if buffers else 1
+    return (buffers[at : at + step] for at in range(0, len(buffers), step))
 
 
 def _rest(buffers: Sequence[Buffer], done: int) -> Sequence[Buffer]:

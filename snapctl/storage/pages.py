@@ -7,7 +7,7 @@ cache may hold what the disk does not; a lack of space is no such failure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -128,6 +128,12 @@ class PageFile:
         """
         self.rewrite_adopted()
         self._put(page_no, buffers)
+
+    def write_each(self, runs: Iterable[tuple[int, Buffer]]) -> None:
+        """Write runs of pages, (first page, bytes) each, that do not follow each other; raises as `write_run`."""
+        self.rewrite_adopted()
+        for page_no, data in runs:
+            self._put(page_no, (data,))
 
     def write_pages(self, page_nos: Sequence[int], pages: Sequence[Buffer]) -> None:
         """Write pages of one size, joining those that follow each other on disk into one call; raises as `write_run`.

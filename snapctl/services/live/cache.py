@@ -52,7 +52,7 @@ _MOST_KEPT_BYTES = 1 << 30
 """Of freed room twice what a transaction took is kept for those to come, lest the file system take it and give it out
 again each time; but no more than this."""
 
-_SHORT_SYNC_SECONDS = 0.0005
+_SHORT_SYNC_SECONDS = 0.002
 """A disk that syncs a record in less is waited for where requests are, which then wait for no longer than that."""
 
 
@@ -220,13 +220,13 @@ class Cache:
             self._room.take(node, leaves, length >> geometry.block_shift)
             node.write_runs(runs)
         except SnapctlError as error:
+            self._room.look_again()
             if not self._applied:
                 self._room.committed()  # as nothing else is in the open transaction, nothing is promised to it
             if isinstance(error, NoSpace):
                 return False  # and is told to wait, or why not, where it turns to next
             raise
-        finally:
-            self._room.look_again()
+        self._room.taken()
         self._applied = self._applied or [Generation()]
         if newest is not None and newest.has_any(leaves):
             for span in spans:

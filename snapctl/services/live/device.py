@@ -71,7 +71,7 @@ class Device:
                 return buffer
         return self.node.read(offset, length)
 
-    def read_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytearray | NotCached | None]:
+    def read_each(self, ranges: list[tuple[int, int]]) -> list[bytearray | NotCached | None]:
         """As `Node.read_each`, acknowledged writes included."""
         shift = self.node.container.geometry.block_shift + self.node.container.geometry.fanout_shift
         if overlays := self._cache.overlays(self.node):

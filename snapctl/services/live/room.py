@@ -121,9 +121,9 @@ class Room:
         """
         geometry, heir = self._container.geometry, node.newest_snapshot
         copies = 2 if heir is not None and node.cow is Cow.COPY else 1
-        fanout = geometry.fanout
-        new = {(node.id, span, leaf * fanout // span) for leaf in leaves for span in geometry.spans}
-        new -= self._tables
+        fanout, node_id, tables = geometry.fanout, node.id, self._tables
+        leaves = {leaf for leaf in leaves if (node_id, fanout, leaf) not in tables}  # for these all above count as well
+        new = {(node_id, span, leaf * fanout // span) for leaf in leaves for span in geometry.spans} - tables
         bitmaps = min(blocks, self._bitmaps - self._transaction_bitmaps)
         overhead = ((1 if heir is None else 2) * len(new) + bitmaps) * geometry.table_units
         if not self._transaction_units:
@@ -137,6 +137,13 @@ class Room:
         self._transaction_bitmaps += bitmaps
         self._transaction_units += overhead
         self.promised_units += overhead
+
+    def taken(self) -> None:
+        """Take note that blocks whose room was taken have been written."""
+        if self._container.pages.end_page == self._end_page:
+            self._free = self._container.space.room
+        else:
+            self.look_again()
 
     def applied(self, generation: Generation) -> None:
         """Take note that the data has its pages; tables that the open transaction changes anyway count once."""

@@ -8,6 +8,7 @@ a connection that is idle owns no buffer at all. A large payload alone is receiv
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 import struct
@@ -34,6 +35,9 @@ _CLOSE_SECONDS = 10.0
 
 _RECEIVE_BYTES = 256 << 10
 _HEADERS_BYTES = 512
+
+_AT_A_STROKE = 16
+"""How often in one turn of the loop a large payload, or the next one, is received; a socket holds a part of one."""
 
 
 class Hub:
@@ -113,6 +117,7 @@ class Connection(asyncio.BufferedProtocol):
         self._hub = hub
         self._transport: asyncio.Transport | None = None
         self._outlet: Outlet | None = None
+        self._fd = -1  # of a plain socket
         self._steps = negotiate(hub.exports, tls=hub.tls is not None, is_closing=lambda: hub.is_closing)
         self._wanted = 0
         self._left = b""
@@ -154,7 +159,25 @@ class Connection(asyncio.BufferedProtocol):
         return room
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Use what was received."""
+        """Use what was received; while large payloads arrive, look at once whether there is more."""
+        self._received(nbytes)
+        for _ in range(_AT_A_STROKE):
+            if self._fd < 0 or self._is_deaf or self._is_ending or not self._is_in_bulk:
+                break
+            try:
+                count = os.readv(self._fd, (self.get_buffer(-1),))
+            except OSError:  # there is nothing just now; or there is an error, which the transport is going to meet
+                break
+            if not count:  # likewise the end
+                break
+            self._received(count)
+
+    @property
+    def _is_in_bulk(self) -> bool:
+        """Whether large payloads arrive."""
+        return self._is_bulk or (self.transmission is not None and self.transmission.payload is not None)
+
+    def _received(self, nbytes: int) -> None:
         if self.transmission is not None and self.transmission.payload is not None:
             self.transmission.payload_received(nbytes)
             self._is_bulk = self.transmission.payload is None
@@ -191,6 +214,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._is_lost:
             return
         self._is_lost = True
+        self._fd = -1
         self._left = b""
         if self._outlet is not None:
             self._outlet.lost()
@@ -339,7 +363,7 @@ class Connection(asyncio.BufferedProtocol):
             self._timer.cancel()
         hub = self._hub
         if hub.tls is None and self._outlet is not None:
-            self._outlet.send_directly()
+            self._fd = self._outlet.send_directly()
         description = f"NBD client {self.peer}"
         self.transmission = Transmission(agreement, hub.exports.live, self, hub.budget, hub.fetcher, description)
 

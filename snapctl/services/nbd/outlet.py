@@ -47,14 +47,15 @@ class Outlet:
         """Whether the end of the connection has begun; nothing more is sent but what waits."""
         return self._is_closing or self._transport.is_closing()
 
-    def send_directly(self) -> None:
-        """Send by reference, from now on; for a transport that adds nothing to what it sends."""
+    def send_directly(self) -> int:
+        """Send by reference from now on, if the transport adds nothing to what it sends; returns the descriptor."""
         link = self._transport.get_extra_info("socket")
         self._fd = link.fileno()
         if link.family == socket.AF_UNIX:  # TCP finds out by itself
             with suppress(OSError):
                 link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SYSTEM_BYTES)
         self._transport.set_write_buffer_limits(high=0)
+        return self._fd
 
     def write(self, buffers: list[Buffer]) -> None:
         """Send bytes, which must not change afterwards; the list is this object's from then on."""

@@ -6,6 +6,7 @@ are: errors then come with a sentence for people, and there is one form less to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from snapctl.services.nbd import wire
@@ -23,6 +24,9 @@ class Form(Protocol):
 
     def done(self, cookie: int, at: int) -> bytes:
         """Answer that all went well, or end a reply in chunks."""
+
+    def all_done(self, cookies: Sequence[int], places: Sequence[int]) -> bytes:
+        """The same for many requests at a stroke, given by their cookies and their offsets."""
 
     def error(self, cookie: int, at: int, errno: int, message: str, offset: int | None = None) -> bytes:
         """Answer that it did not.
@@ -53,9 +57,14 @@ class Simple:
 
     is_chunked = False
 
-    def done(self, cookie: int, at: int) -> bytes:  # noqa: ARG002 for the extended form
+    def done(self, cookie: int, at: int) -> bytes:
         """See `Form`."""
-        return wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, 0, cookie)
+        return self.all_done((cookie,), (at,))
+
+    def all_done(self, cookies: Sequence[int], places: Sequence[int]) -> bytes:  # noqa: ARG002 for the extended form
+        """See `Form`."""
+        pack, magic = wire.SIMPLE_REPLY.pack, wire.SIMPLE_REPLY_MAGIC
+        return b"".join([pack(magic, 0, cookie) for cookie in cookies])
 
     def error(self, cookie: int, at: int, errno: int, message: str, offset: int | None = None) -> bytes:  # noqa: ARG002
         """See `Form`."""
@@ -89,7 +98,12 @@ class Structured:
 
     def done(self, cookie: int, at: int) -> bytes:
         """See `Form`."""
-        return self.chunk(cookie, at, wire.REPLY_TYPE_NONE, 0, is_last=True)
+        return self.all_done((cookie,), (at,))
+
+    def all_done(self, cookies: Sequence[int], places: Sequence[int]) -> bytes:  # noqa: ARG002
+        """See `Form`."""
+        pack, magic = wire.STRUCTURED_REPLY.pack, wire.STRUCTURED_REPLY_MAGIC
+        return b"".join([pack(magic, wire.REPLY_FLAG_DONE, wire.REPLY_TYPE_NONE, cookie, 0) for cookie in cookies])
 
     def error(self, cookie: int, at: int, errno: int, message: str, offset: int | None = None) -> bytes:
         """See `Form`."""
@@ -135,6 +149,12 @@ class Extended(Structured):
     def chunk(self, cookie: int, at: int, kind: int, length: int, *, is_last: bool) -> bytes:
         """Build the header of a chunk with `length` bytes behind it."""
         return wire.EXTENDED_REPLY.pack(wire.EXTENDED_REPLY_MAGIC, is_last, kind, cookie, at, length)
+
+    def all_done(self, cookies: Sequence[int], places: Sequence[int]) -> bytes:
+        """See `Form`."""
+        pack, magic, flags = wire.EXTENDED_REPLY.pack, wire.EXTENDED_REPLY_MAGIC, wire.REPLY_FLAG_DONE
+        requests = zip(cookies, places, strict=True)
+        return b"".join([pack(magic, flags, wire.REPLY_TYPE_NONE, cookie, at, 0) for cookie, at in requests])
 
     def whole(self, cookie: int, at: int, length: int) -> bytes:
         """See `Form`."""

@@ -210,8 +210,8 @@ class Transmission:
                 taken = len(writes)
             while taken < len(writes) and device.write(writes[taken][0], bytes(writes[taken][1])):
                 taken += 1
-        done = answers.form.done
-        answers.gathered += [done(cookie, offset) for cookie, (offset, _) in zip(cookies[:taken], writes, strict=False)]
+        if taken:
+            answers.add(answers.form.all_done(cookies[:taken], [offset for offset, _ in writes[:taken]]))
         answers.count_many(began_ns, wire.CMD_WRITE, taken, sum([len(data) for _, data in writes[:taken]]))
         if taken < len(writes):
             self._start(
