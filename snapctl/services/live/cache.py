@@ -293,6 +293,12 @@ class Cache:
         self._want(_Wish.FLUSH)
         return durable
 
+    def flush_ahead(self) -> None:
+        """Make what was acknowledged durable before anybody asks, if that takes a record and hardly any time."""
+        if self._open.is_dirty and self._rounds is None and self._failure is None:
+            if self._wishes is _Wish.NONE and self._sync_seconds < _SHORT_SYNC_SECONDS:
+                self._log_at_once()
+
     async def do(self, operation: Operation[T]) -> T:
         """Seal what was acknowledged, do an operation after it, and return its result when it is durable."""
         if self._failure is not None:

@@ -33,6 +33,7 @@ from snapctl.services.nbd.budget import Budget
 from snapctl.services.nbd.contexts import MAX_EXTENTS, look_up
 from snapctl.services.nbd.exports import MAX_PAYLOAD_BYTES
 from snapctl.services.nbd.fetcher import Fetcher
+from snapctl.services.nbd.foresight import Foresight
 from snapctl.services.nbd.handshake import Agreement
 from snapctl.services.nbd.plain import plain, plain_requests
 from snapctl.services.nbd.reads import Reads
@@ -92,6 +93,8 @@ class Transmission:
         self._flushes: list[Request] = []
         self._flush_waits: set[asyncio.Future[None]] = set()
         self._flushing = 0
+        self._foresight = Foresight()
+        self._has_written = False
         self._waits = False
         self._is_finishing = False
         is_extended = agreement.is_extended
@@ -211,6 +214,7 @@ class Transmission:
             while taken < len(writes) and device.write(writes[taken][0], bytes(writes[taken][1])):
                 taken += 1
         if taken:
+            self._has_written = True
             answers.add(answers.form.all_done(cookies[:taken], [offset for offset, _ in writes[:taken]]))
         answers.count_many(began_ns, wire.CMD_WRITE, taken, sum([len(data) for _, data in writes[:taken]]))
         if taken < len(writes):
@@ -427,7 +431,9 @@ class Transmission:
 
     def _settle(self) -> None:
         """Send the replies that there are, and begin to wait for the commit that the others need."""
+        has_written, self._has_written = self._has_written, False
         if self._flushes:
+            self._foresight.flushed()
             requests, self._flushes = self._flushes, []
             self._flushing += len(requests)
             self.statistics.in_flight += len(requests)
@@ -440,6 +446,8 @@ class Transmission:
         if self._reads.waiting:
             self._reads.read_again()
         self._answers.send()
+        if has_written and self._foresight.wrote():
+            self._live.cache.flush_ahead()
         if self._is_finishing:
             self._close_if_finished()
 
