@@ -22,6 +22,8 @@ from snapctl.units import format_size
 if TYPE_CHECKING:
     import ctypes
 
+__all__ = ["Backend", "Buffer", "FileBackend", "NotCached", "pure_read_each", "read_each"]
+
 Buffer = bytes | bytearray | memoryview
 
 _IOV_MAX = 1024

@@ -7,11 +7,15 @@ import os
 from collections.abc import Sequence
 from typing import Any, Self
 
+from snapctl.storage import backend
+
 PAGE = 4096
 
 
 class ColdCache:
-    """As a context manager, takes the place of the system's preadv(2) for one file.
+    """As a context manager, takes the place of the system's preadv(2) for one file, as far as Python calls it.
+
+    So no loop that is compiled does meanwhile.
 
     Attributes:
         held: numbers of the pages that are in memory.
@@ -25,6 +29,7 @@ class ColdCache:
         self._path = path
 
     def __enter__(self) -> Self:
+        self._compiled, backend.read_each = backend.read_each, backend.pure_read_each
         self._real: Any = os.preadv
         self._status = os.stat(self._path)
         setattr(os, "preadv", self._preadv)  # noqa: B010 what mypy does not want replaced otherwise
@@ -32,6 +37,7 @@ class ColdCache:
 
     def __exit__(self, *_: object) -> None:
         setattr(os, "preadv", self._real)  # noqa: B010 likewise
+        backend.read_each = self._compiled
 
     def _preadv(self, fd: int, buffers: Sequence[Any], offset: int, flags: int = 0) -> Any:
         status = os.fstat(fd)

@@ -18,7 +18,6 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import Flag, auto
-from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -92,7 +91,7 @@ class Cache:
         self._most_seconds = most_seconds
         self._room = Room(container)
         self._open = Generation()
-        self._logged: Generation | None = None  # older than all the others: durable, in the log
+        self._record: list[asyncio.Future[None]] | None = None  # who waits for the one that is being made durable
         self._sealed: deque[Generation] = deque()  # the oldest is being applied, or next
         self._applied: list[Generation] = []  # in the open transaction
         self._finishing: Generation | None = None  # durable, while the operation at its end is being done
@@ -117,7 +116,7 @@ class Cache:
     @property
     def dirty_bytes(self) -> int:
         """What is not durable: in memory, and in pages of the open transaction."""
-        logged = 0 if self._logged is None else self._logged.held_bytes
+        logged = sum([generation.logged_bytes for generation in (self._open, *self._sealed)])
         return self.held_bytes - logged + self._fresh_bytes
 
     @property
@@ -132,10 +131,10 @@ class Cache:
     def overlays(self, node: Node) -> list[Overlay]:
         """What has not reached a node's tables for certain, newest first."""
         found = [self._open.overlays[node]] if node in self._open.overlays else []
-        if self._sealed:
-            found += [sealed.overlays[node] for sealed in reversed(self._sealed) if node in sealed.overlays]
-        if self._logged is not None and node in self._logged.overlays:
-            found.append(self._logged.overlays[node])
+        if node in self._open.logged:
+            found.append(self._open.logged[node])
+        for sealed in reversed(self._sealed):
+            found += [part[node] for part in (sealed.overlays, sealed.logged) if node in part]
         if node in self._aside:
             found.append(self._aside[node])
         return found
@@ -179,6 +178,8 @@ class Cache:
         if overlay is None:
             overlay = self._open.overlays[node] = Overlay(self._container.geometry.fanout)
             self._start_timer()
+        first, last = start // self._container.geometry.fanout, (stop - 1) // self._container.geometry.fanout
+        overlay.promised.update(range(first, last + 1) if is_data else (first, last))
         held = (blocks + credit) * size
         overlay.credit_blocks += credit
         self._open.held_bytes += held
@@ -231,7 +232,7 @@ class Cache:
         if newest is not None and newest.has_any(leaves):
             for span in spans:
                 newest.forget(*span)
-        if self._open.overlays:
+        if self._open.is_dirty:
             self._want(_Wish.APPLY)  # nothing there needs to wait for a record any more
         self._start_timer()
         self._bound_transaction()
@@ -280,6 +281,9 @@ class Cache:
             return nothing
         if self._open.is_dirty:
             generation = self._open
+        elif self._record is not None:
+            self._record.append(nothing)
+            return nothing
         elif self._sealed:
             generation = self._sealed[-1]
         elif self._applied:
@@ -295,9 +299,9 @@ class Cache:
 
     def flush_ahead(self) -> None:
         """Make what was acknowledged durable before anybody asks, if that takes a record and hardly any time."""
-        if self._open.is_dirty and self._rounds is None and self._failure is None:
-            if self._wishes is _Wish.NONE and self._sync_seconds < _SHORT_SYNC_SECONDS:
-                self._log_at_once()
+        is_idle = self._rounds is None and self._wishes is _Wish.NONE and self._failure is None
+        if is_idle and self._open.is_dirty and self._sync_seconds < _SHORT_SYNC_SECONDS:
+            self._log_at_once()
 
     async def do(self, operation: Operation[T]) -> T:
         """Seal what was acknowledged, do an operation after it, and return its result when it is durable."""
@@ -337,7 +341,7 @@ class Cache:
 
     @property
     def _is_dirty(self) -> bool:
-        return self._open.is_dirty or bool(self._logged or self._sealed or self._applied)
+        return self._open.is_dirty or bool(self._open.logged or self._sealed or self._applied)
 
     def _seal(self) -> None:
         self._revoke(self._open)
@@ -385,21 +389,20 @@ class Cache:
             Whether it is done or under way; False if only a commit will do.
         """
         try:
-            generation = self._append()
-            if generation is None:
+            if not self._append():
                 return False
             self._wishes = _Wish.NONE
             if self._sync_seconds < _SHORT_SYNC_SECONDS:
                 self._sync_log()
-                self._take_note_of_record(generation)
+                self._take_note_of_record()
             else:
                 self._rounds = asyncio.get_running_loop().run_in_executor(self._disk, self._sync_log)
-                self._rounds.add_done_callback(partial(self._record_synced, generation))
+                self._rounds.add_done_callback(self._record_synced)
         except Exception as error:  # noqa: BLE001 whoever waits is told, whatever it is
             self._fail(error)
         return True
 
-    def _record_synced(self, generation: Generation, synced: asyncio.Future[None]) -> None:
+    def _record_synced(self, synced: asyncio.Future[None]) -> None:
         """Take note that a thread has waited for the disk."""
         self._rounds = None
         try:
@@ -407,7 +410,7 @@ class Cache:
         except Exception as error:  # noqa: BLE001 as above
             self._fail(error)
             return
-        self._take_note_of_record(generation)
+        self._take_note_of_record()
         if self._wishes is not _Wish.NONE and self._failure is None:
             self._want(_Wish.NONE)
 
@@ -422,14 +425,11 @@ class Cache:
         try:
             while self._wishes is not _Wish.NONE and self._failure is None:
                 wishes, self._wishes = self._wishes, _Wish.NONE
-                if wishes is _Wish.FLUSH and (generation := self._append()) is not None:
+                if wishes is _Wish.FLUSH and self._append():
                     await asyncio.get_running_loop().run_in_executor(self._disk, self._sync_log)
-                    self._take_note_of_record(generation)
+                    self._take_note_of_record()
                     continue
-                if self._logged is not None:
-                    self._sealed.appendleft(self._logged)
-                    self._logged = None
-                if self._open.overlays:
+                if self._open.overlays or self._open.logged:
                     self._seal()
                 while await self._round(commits=wishes is not _Wish.APPLY):
                     pass
@@ -439,13 +439,13 @@ class Cache:
         finally:
             self._rounds = None
 
-    def _append(self) -> Generation | None:
-        """Write the open generation to the log and seal it; returns it, or None if only a commit will do."""
+    def _append(self) -> bool:
+        """Write what is not logged of the open generation to the log; if that returns False only a commit will do."""
         generation, size = self._open, self._container.block_size
         if self._sealed or self._applied or generation.data_blocks * size > _MOST_LOGGED_BYTES:
-            return None
+            return False
         if generation.zeroed_blocks * size > _MOST_LOGGED_BYTES:
-            return None  # the room that they give back is wanted
+            return False  # the room that they give back is wanted
         self._wants_log = True
         changes = [
             Change(node, overlay.zeros, overlay.leaves)
@@ -454,23 +454,19 @@ class Cache:
         ]
         try:
             if not self._container.log(changes):
-                return None
+                return False
         except NoSpace:
-            return None
-        self._seal()
-        return generation
+            return False
+        self._record = generation.log(size)
+        return True
 
-    def _take_note_of_record(self, generation: Generation) -> None:
-        """Take note that a generation's record is durable."""
-        self._sealed.popleft()
+    def _take_note_of_record(self) -> None:
+        """Take note that the last record is durable."""
+        waiters, self._record = self._record or [], None
         self.records += 1
-        if self._logged is None:
-            self._logged = generation
-            generation.is_logged = True
-        else:
-            self._room.merge(self._logged, generation)
-            self._logged.cover(generation)
-        generation.settle()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
         self._start_timer()
 
     def _tell_of_room(self) -> None:
@@ -482,6 +478,10 @@ class Cache:
 
     def _tell_all(self, error: Exception) -> None:
         """Tell everybody who waits for anything that nothing more will be done."""
+        for waiter in self._record or ():
+            if not waiter.done():
+                waiter.set_exception(error)
+        self._record = None
         finishing = () if self._finishing is None else (self._finishing,)
         for generation in (*finishing, *self._applied, *self._sealed, self._open):
             generation.fail(error)
@@ -519,6 +519,7 @@ class Cache:
         self._room.applied(generation)
         self.held_bytes -= generation.held_bytes
         generation.overlays.clear()
+        generation.logged.clear()
         self._applied.append(generation)
         self._tell_of_room()
         self._bound_transaction()
@@ -612,7 +613,7 @@ class Cache:
         began = time.monotonic()
         self._stop_timer()
         self._container.kept_bytes = min(_MOST_KEPT_BYTES, 2 * self._fresh_bytes)
-        if any(sealed.is_logged for sealed in self._sealed):
+        if any(sealed.logged for sealed in self._sealed):
             self._container.keep_log()  # what found no room must not be lost by what gives some
         if self._wants_log:
             self._container.make_log(self._room.promised_units * self._container.geometry.unit)
@@ -631,7 +632,7 @@ class Cache:
 
     async def _apply(self, generation: Generation) -> None:
         """Bring writes to the tables; a volume whose tables cannot take them does without."""
-        for node, overlay in list(generation.overlays.items()):
+        for node, overlay in generation.parts:
             if node.is_gone:
                 continue
             try:
@@ -639,7 +640,7 @@ class Cache:
                     await self._breathe()
             except Corruption as error:
                 self._container.check_whole()
-                if generation.is_logged:
+                if node in generation.logged:
                     raise  # the next commit would empty the log of what was flushed: a repair knows what to do with it
                 self._set_aside(node, error)
                 generation.fail_flushes(error)

@@ -106,12 +106,12 @@ class Device:
         first, at = divmod(offset, size)
         count, rest = divmod(length, size)
         if not (at or rest) and first % fanout + count <= fanout and length < self._write_through_bytes:
-            overlay = self._cache.open_overlay(self.node)
-            leaf = None if overlay is None else overlay.leaves.get(first // fanout)
+            overlay, number = self._cache.open_overlay(self.node), first // fanout
             is_inside = offset + length <= self.node.size_bytes
-            if overlay is not None and leaf is not None and is_inside and count <= overlay.credit_blocks:
+            if overlay is not None and number in overlay.promised and is_inside and count <= overlay.credit_blocks:
                 # All else was checked when room was promised.
                 overlay.credit_blocks -= count
+                leaf = overlay.leaves.setdefault(number, {})
                 if count == 1:
                     leaf[first] = data
                 else:

@@ -1,5 +1,7 @@
 """What was acknowledged between two seals, and the change that follows it.
 
+A part of it may be durable already, in the log; what comes after stands beside that.
+
 A generation is open, then sealed (invariant 7): from then on nothing in it changes and writes enter the next one. It is
 applied, from when on the tables have what it held, and at last durable, which is told to whoever waits for it.
 """
@@ -66,44 +68,52 @@ class Generation:
     """Writes that become durable together.
 
     Attributes:
-        overlays: what was written, by node.
+        overlays: what was written, by node; if there are records of it in the log, since the last one.
+        logged: what was written before that, by node: durable for as long as no commit empties the log.
         tables: the tables that the writes will change, as (node id, blocks below, position), with promised room.
         has_heir: whether room was promised for the same tables of a snapshot.
         bitmaps: how many bitmaps of the space map have promised room.
         held_bytes: memory that it takes.
+        logged_bytes: how much of that is for what is logged.
         promised_units: room that was promised for it.
-        is_logged: it is durable, in the log, for as long as no commit empties that.
         operation: what is done when the writes have been applied.
     """
 
     def __init__(self) -> None:
         self.overlays: dict[Node, Overlay] = {}
+        self.logged: dict[Node, Overlay] = {}
         self.tables: set[tuple[int, int, int]] = set()
         self.bitmaps = 0
         self.has_heir = False
         self.held_bytes = 0
+        self.logged_bytes = 0
         self.promised_units = 0
-        self.is_logged = False
         self.operation: Operation[Any] | None = None
         self._waiters: list[asyncio.Future[None]] = []
 
     @property
     def is_dirty(self) -> bool:
-        """Whether anything is to be done for it."""
-        return bool(self.overlays) or self.operation is not None
+        """Whether anything is to be done to make it durable."""
+        return self.operation is not None or any(self.overlays.values())
+
+    @property
+    def parts(self) -> list[tuple[Node, Overlay]]:
+        """All that was written, what is older first."""
+        return [*self.logged.items(), *self.overlays.items()]
 
     @property
     def data_blocks(self) -> int:
-        """How many blocks were written."""
+        """How many blocks were written that are not logged."""
         return sum(len(leaf) for overlay in self.overlays.values() for leaf in overlay.leaves.values())
 
     def written_bytes(self, block_size: int) -> int:
-        """How much was written, at most; less than it holds, which is also for what may be written."""
-        return self.held_bytes - block_size * sum([overlay.credit_blocks for overlay in self.overlays.values()])
+        """How much was written that is not logged, at most; what it holds is also for what may be written."""
+        credit_blocks = sum([overlay.credit_blocks for overlay in self.overlays.values()])
+        return self.held_bytes - self.logged_bytes - block_size * credit_blocks
 
     @property
     def zeroed_blocks(self) -> int:
-        """How many blocks were made zeros."""
+        """How many blocks were made zeros that are not logged."""
         return sum(stop - start for overlay in self.overlays.values() for start, stop in overlay.zeros)
 
     @property
@@ -124,18 +134,17 @@ class Generation:
 
     def cut(self) -> None:
         """Drop what lies beyond the end of volumes that have become smaller: they may grow over it again."""
-        for node, overlay in self.overlays.items():
+        for node, overlay in self.parts:
             if not node.is_gone:
                 overlay.cut(node.size_bytes, node.container.block_size)
 
-    def cover(self, newer: Generation) -> None:
-        """Take in what was acknowledged later, but for whoever waits for it."""
-        self.held_bytes += newer.held_bytes
-        for node, overlay in newer.overlays.items():
-            if node in self.overlays:
-                self.overlays[node].cover(overlay)
-            else:
-                self.overlays[node] = overlay
+    def log(self, block_size: int) -> list[asyncio.Future[None]]:
+        """Take note that a record of it was written; returns who waits for that to be durable."""
+        self.logged_bytes += self.written_bytes(block_size)
+        for node, overlay in self.overlays.items():
+            if overlay:
+                overlay.move_to(self.logged.setdefault(node, overlay.beside()))
+        return self._taken()
 
     def settle(self) -> None:
         """Tell those who wait for its writes that they are durable."""

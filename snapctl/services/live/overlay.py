@@ -27,19 +27,24 @@ class Overlay:
     """The newest content of the blocks of one node, as far as it is here.
 
     Attributes:
-        leaves: whole blocks by number, those under one leaf of the tables together; they go before `zeros`. A leaf that
-            stands here, with blocks or without, has room promised for its tables.
+        leaves: whole blocks by number, those under one leaf of the tables together; they go before `zeros`.
         zeros: ranges of blocks (start, stop), sorted, apart from each other.
+        promised: the leaves whose tables have room promised.
         credit_blocks: blocks that may be written under those leaves without asking anybody for room.
     """
 
-    __slots__ = ("_fanout", "credit_blocks", "leaves", "zeros")
+    __slots__ = ("_fanout", "credit_blocks", "leaves", "promised", "zeros")
 
     def __init__(self, fanout: int) -> None:
         self.leaves: dict[int, dict[int, Buffer]] = {}
         self.zeros: list[tuple[int, int]] = []
+        self.promised: set[int] = set()
         self.credit_blocks = 0
         self._fanout = fanout
+
+    def __bool__(self) -> bool:
+        """Whether anything is here."""
+        return bool(self.leaves or self.zeros)
 
     def get(self, block_no: int) -> Buffer | None:
         """The content of a block that was written."""
@@ -89,6 +94,15 @@ class Overlay:
             self.zero(start, stop)
         for number, leaf in newer.leaves.items():
             self.leaves.setdefault(number, {}).update(leaf)
+
+    def beside(self) -> Overlay:
+        """An empty one for blocks of the same node."""
+        return Overlay(self._fanout)
+
+    def move_to(self, older: Overlay) -> None:
+        """Give away all that is here, but for the room."""
+        older.cover(self)
+        self.leaves, self.zeros = {}, []
 
     def content(self, block_no: int) -> Content:
         """What is here of one block."""

@@ -167,19 +167,6 @@ class Room:
         self._transaction_bitmaps = self._transaction_units = 0
         self.look_again()
 
-    def merge(self, generation: Generation, newer: Generation) -> None:
-        """Promise to a generation what was promised to one whose writes it takes in; tables count once."""
-        geometry = self._container.geometry
-        both = len(generation.tables & newer.tables) * (2 if newer.has_heir else 1)
-        bitmaps = max(0, generation.bitmaps + newer.bitmaps - self._bitmaps)
-        again = (both + bitmaps + _TABLES_OF_A_COMMIT) * geometry.table_units
-        generation.tables |= newer.tables
-        generation.has_heir |= newer.has_heir
-        generation.bitmaps += newer.bitmaps - bitmaps
-        generation.promised_units += newer.promised_units - again
-        newer.promised_units = 0
-        self.promised_units -= again
-
     def give_back(self, generation: Generation, node: Node, credit_blocks: int) -> None:
         """Give back the room for blocks that were not written."""
         copies = 2 if generation.has_heir and node.cow is Cow.COPY else 1
