@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 LIMIT_BYTES = 256 << 20
+_MOST_LEFT_BYTES = 4 << 20
 RECEIVE_SECONDS = 10.0
 """How long a payload may take to arrive while others wait."""
 
@@ -30,6 +31,7 @@ class Budget:
         """Begin with nothing held."""
         self.held_bytes = 0
         self._limit_bytes = limit_bytes
+        self._left = bytearray()
         self._receiving: dict[Holder, float] = {}
         self._waiting: deque[Callable[[], None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -41,6 +43,16 @@ class Budget:
         self.held_bytes += size_bytes
         self._receiving[holder] = asyncio.get_running_loop().time()
         return True
+
+    def room(self, size_bytes: int) -> bytearray:
+        """Where to receive a payload, all of which is overwritten; what another has left costs no memory to clear."""
+        room, self._left = self._left, bytearray()
+        return room if len(room) == size_bytes else bytearray(size_bytes)
+
+    def leave(self, room: bytearray) -> None:
+        """Take note that nobody needs a payload any more."""
+        if len(room) <= _MOST_LEFT_BYTES:
+            self._left = room
 
     def received(self, holder: Holder) -> None:
         """Take note that all of it has arrived."""

@@ -235,7 +235,12 @@ class Transmission:
                 return
             (request, data), self._receiving, self.payload = self._receiving, None, None
             self._budget.received(self)
-            self._write(request, data)
+            if self._writes_through(request, data):
+                self._budget.leave(data)
+                self._changed(request)
+                self._give_back()
+            else:
+                self._write(request, data)
             self._settle()
 
     def taken(self) -> None:
@@ -305,7 +310,7 @@ class Transmission:
             self._budget.wait(self._stop_waiting)
             return None
         self._held_bytes = length
-        room = bytearray(length)
+        room = self._budget.room(length)
         room[:there] = memoryview(data)[position:end]
         self._receiving = request, room
         self.payload = memoryview(room)[there:]
@@ -326,6 +331,12 @@ class Transmission:
             self._answers.done(request)
         else:
             self._change(request, lambda: self._device.zero(request.offset, request.length))
+
+    def _writes_through(self, request: Request, data: bytearray) -> bool:
+        """Write to the file at once, if that can be done: nobody needs the payload any more then."""
+        with suppress(Exception):  # whoever takes it again meets it again, and tells
+            return self._device.write_together([(request.offset, memoryview(data))])
+        return False
 
     def _write(self, request: Request, data: bytes | bytearray) -> None:
         self._change(request, lambda: self._device.write(request.offset, data))
