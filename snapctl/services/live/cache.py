@@ -201,7 +201,7 @@ class Cache:
         Raises:
             SnapctlError: as `admit` and `Node.write`; nothing was written.
         """
-        if self._container.is_sealed or any(sealed.operation for sealed in self._sealed):
+        if self._container.is_sealed or self._record is not None or any(sealed.operation for sealed in self._sealed):
             return False
         if self._sealed and (not self._applied or self._open.overlays):
             # The transaction may still be given up, for lack of room; or may become durable before what is in memory.
@@ -281,15 +281,15 @@ class Cache:
             return nothing
         if self._open.is_dirty:
             generation = self._open
-        elif self._record is not None:
-            self._record.append(nothing)
-            return nothing
         elif self._sealed:
             generation = self._sealed[-1]
         elif self._applied:
             generation = self._applied[-1]
         elif self._finishing is not None:
             generation = self._finishing
+        elif self._record is not None:
+            self._record.append(nothing)
+            return nothing
         else:
             nothing.set_result(None)
             return nothing
