@@ -73,12 +73,13 @@ class Device:
 
     def read_each(self, ranges: list[tuple[int, int]]) -> list[bytearray | NotCached | None]:
         """As `Node.read_each`, acknowledged writes included."""
-        shift = self.node.container.geometry.block_shift + self.node.container.geometry.fanout_shift
-        if overlays := self._cache.overlays(self.node):
-            leaves = {at >> shift for offset, length in ranges for at in (offset, offset + length - 1)}
-            if any(overlay.has_any(leaves) for overlay in overlays):
-                return [None] * len(ranges)
-        return self.node.read_each(ranges)
+        size, overlays = self.block_size, self._cache.overlays(self.node)
+        if not any(overlays):
+            return self.node.read_each(ranges)
+        spans = [(offset // size, -(-(offset + length) // size)) for offset, length in ranges]
+        is_below = [not any(overlay.touches(*span) for overlay in overlays) for span in spans]
+        below = iter(self.node.read_each([each for each, is_it in zip(ranges, is_below, strict=True) if is_it]))
+        return [next(below) if is_it else None for is_it in is_below]
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill `buffer` from `offset` in bytes, acknowledged writes included; raises as `Node.read`."""
