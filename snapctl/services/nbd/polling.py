@@ -49,6 +49,5 @@ class PollingSelector(selectors.DefaultSelector):
 
 def polling_loop() -> asyncio.AbstractEventLoop:
     """A new event loop with patience; one processor alone has no time for that."""
-    if len(os.sched_getaffinity(0)) < 2:
-        return asyncio.new_event_loop()
-    return asyncio.SelectorEventLoop(PollingSelector())
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asyncio.SelectorEventLoop(PollingSelector()) if processors > 1 else asyncio.new_event_loop()
