@@ -131,8 +131,8 @@ MUTATIONS = (
     Mutation(
         "block-believed-unverified",
         "snapctl/engine/reading.py",
-        "                        data = data if crc32c(data) == words[2 * first + 1] & CHECKSUM_MASK else None\n",
-        "",
+        "        if blocks is not None and checksums_of([*blocks], geometry.block_size) == found[1]:\n",
+        "        if blocks is not None:\n",
         "A read of a block returns bytes that nobody wrote.",
         (READING + "a_damaged_block_is_never_read_whatever_is_in_memory",),
     ),
@@ -147,8 +147,8 @@ MUTATIONS = (
     Mutation(
         "page-out-of-bounds-read",
         "snapctl/engine/reading.py",
-        "                    if first_page <= page_no <= last_page:\n",
-        "                    if True:\n",
+        "        geometry.first_page,\n        pages.end_page,\n",
+        "        0,\n        1 << 47,\n",
         "A forged pointer shows a superblock as data, or tries to read before the file.",
         (READING + "a_pointer_that_leads_nowhere_is_told_whatever_is_in_memory",),
     ),

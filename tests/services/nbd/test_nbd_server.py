@@ -151,6 +151,9 @@ class Narrow(Device):
     def write(self, offset: int, data: Buffer) -> bool:
         return self.has_room.is_set() and super().write(offset, data)
 
+    def write_together(self, writes: list[tuple[int, memoryview]]) -> bool:
+        return self.has_room.is_set() and super().write_together(writes)
+
 
 class Full(LiveContainer):
     """A container whose cache has no room until the test says so."""
