@@ -626,35 +626,35 @@ locate_each(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs
         PyErr_SetString(PyExc_ValueError, "not one leaf for each range");
         goto done;
     }
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[1]); i++) {
-        PyObject *range = PyList_GET_ITEM(args[1], i);
-        if (read_range(range, &offset, &length) < 0)
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[0]) && i < PyList_GET_SIZE(args[1]); i++) {
+        if (read_range(PyList_GET_ITEM(args[1], i), &offset, &length) < 0)
             goto done;
+        PyObject *place = NULL;
         uint64_t first = offset >> block_shift & (fanout - 1), count = length >> block_shift;
-        if (PyList_GET_ITEM(args[0], i) == Py_None || (offset | length) & block_mask || !count ||
-            count > fanout - first)
-            goto otherwise;
-        if (hold_leaf(PyList_GET_ITEM(args[0], i), fanout, &leaf) < 0)
-            goto done;
-        const uint64_t *words = (const uint64_t *)leaf.buf + 2 * first;
-        uint64_t page_no = words[0] & PAGE_MASK, pages = count * units;
-        if (words[0] >> KIND_SHIFT != PAGE_KIND || page_no < first_page || pages > end_page || page_no > end_page - pages)
-            goto otherwise;
-        for (uint64_t j = 0; j < count; j++)
-            if (words[2 * j] != words[0] + j * units)
-                goto otherwise;
-        for (uint64_t j = 0; j < count; j++)
-            if (append_number(sums, words[2 * j + 1] & UINT32_MAX) < 0)
+        if (PyList_GET_ITEM(args[0], i) != Py_None && !((offset | length) & block_mask) && count &&
+            count <= fanout - first) {
+            if (hold_leaf(PyList_GET_ITEM(args[0], i), fanout, &leaf) < 0)
                 goto done;
-        PyBuffer_Release(&leaf);
-        if (append(places, tuple(PyLong_FromUnsignedLongLong(page_no * unit), PyLong_FromUnsignedLongLong(length),
-                                 NULL, 2)) < 0)
+            const uint64_t *words = (const uint64_t *)leaf.buf + 2 * first;
+            uint64_t page_no = words[0] & PAGE_MASK, pages = count * units, j = 0;
+            if (words[0] >> KIND_SHIFT == PAGE_KIND && page_no >= first_page && pages <= end_page &&
+                page_no <= end_page - pages)
+                while (j < count && words[2 * j] == words[0] + j * units)
+                    j++;
+            if (j == count) {
+                for (j = 0; j < count; j++)
+                    if (append_number(sums, words[2 * j + 1] & UINT32_MAX) < 0)
+                        goto done;
+                place = tuple(PyLong_FromUnsignedLongLong(page_no * unit), PyLong_FromUnsignedLongLong(length), NULL, 2);
+                if (place == NULL)
+                    goto done;
+            }
+            PyBuffer_Release(&leaf);
+        }
+        if (append(places, place == NULL ? Py_NewRef(Py_None) : place) < 0)
             goto done;
     }
     result = Py_BuildValue("OO", places, sums);
-    goto done;
-otherwise:
-    result = Py_NewRef(Py_None);
 done:
     if (leaf.obj != NULL)
         PyBuffer_Release(&leaf);
@@ -715,15 +715,20 @@ read_each(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
     uint64_t offset, length;
     if (check("read_each", "ili", args, nargs, &fd, &flags) < 0)
         return NULL;
+    if (fd != (int)fd || flags != (int)flags) {
+        PyErr_SetString(PyExc_OverflowError, "no such descriptor, or no such flags");
+        return NULL;
+    }
     PyObject *found = PyList_New(0);
     for (Py_ssize_t i = 0; found != NULL && i < PyList_GET_SIZE(args[1]); i++) {
         if (read_range(PyList_GET_ITEM(args[1], i), &offset, &length) < 0)
             Py_CLEAR(found);
-        else if (length > PY_SSIZE_T_MAX || append(found, PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)length)) < 0) {
-            if (!PyErr_Occurred())
-                PyErr_NoMemory();
+        else if (offset > INT64_MAX || length > PY_SSIZE_T_MAX) {
+            PyErr_SetString(PyExc_OverflowError, "no file is as long");
             Py_CLEAR(found);
-        } else {
+        } else if (append(found, PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)length)) < 0)
+            Py_CLEAR(found);
+        else {
             struct iovec room = {PyByteArray_AS_STRING(PyList_GET_ITEM(found, i)), length};
             ssize_t got;
             Py_BEGIN_ALLOW_THREADS;

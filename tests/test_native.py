@@ -334,7 +334,10 @@ SENSELESS_CALLS: list[tuple[Callable[..., Any], tuple[Any, ...], type[Exception]
     (pure_locate_each, ([array("Q", bytes(128))], [(-1, 1)], 0, 3, 1, 1, 1, 9), OverflowError),
     (pure_locate_each, ([array("Q", bytes(128))], [(0, 2**64)], 0, 3, 1, 1, 1, 9), OverflowError),
     (pure_read_each, (0, [(0, 2**64)], 0), OverflowError),
-    (pure_read_each, (0, [(0, 2**63)], 0), MemoryError),
+    (pure_read_each, (0, [(0, 2**63)], 0), OverflowError),
+    (pure_read_each, (0, [(2**64 - 1, 5)], 0), OverflowError),
+    (pure_read_each, (2**31, [], 0), OverflowError),
+    (pure_read_each, (0, [], 2**31), OverflowError),
     (pure_clear_each, (bytearray(1), bytes(2), bytes(1), [0]), ValueError),
     (pure_clear_each, (bytearray(1), bytes(1), bytes(0), [0]), ValueError),
     (pure_clear_each, (bytearray(1), bytes(1), bytes(1), [-1]), OverflowError),
@@ -489,6 +492,30 @@ def test_code_that_a_call_happens_to_run_is_refused_no_harm(pure: Callable[..., 
         with pytest.raises(ValueError, match="not one"):
             compiled(pure)(leaves, *lists, 0, 3, 1, 0)
     assert leaf.tolist() == words
+
+
+def test_leaves_that_a_collector_clears_meanwhile_are_not_looked_for():
+    class Meddler:
+        me: Any
+
+        def __del__(self) -> None:
+            leaves.clear()
+
+    leaves: list[array[int] | None] = [array("Q", [PAGE_WORD + 9, 0] * 8)] * 5000
+    ranges = [(0, 1)] * len(leaves)
+    held = [(1, str(number)) for number in range(3000)]  # what there is to look through
+    thresholds = gc.get_threshold()
+    gc.collect()
+    meddler = Meddler()
+    meddler.me = meddler
+    del meddler
+    gc.set_threshold(200, 1, 1)
+    try:
+        places, sums = compiled(pure_locate_each)(leaves, ranges, 0, 3, 1, 1, 1, 99)
+    finally:
+        gc.set_threshold(*thresholds)
+    assert (leaves, len(held)) == ([], 3000)
+    assert len(places) == len(sums) < len(ranges)
 
 
 def test_runs_and_payloads_are_what_was_given_and_no_copies():

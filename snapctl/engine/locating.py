@@ -20,8 +20,8 @@ def pure_locate_each(
     first_page: int,
     end_page: int,
     /,
-) -> tuple[list[tuple[int, int]], list[int]] | None:
-    """Find out where ranges are, if each is whole blocks beneath one leaf, in pages that follow each other.
+) -> tuple[list[tuple[int, int] | None], list[int]]:
+    """Find out where ranges are that are whole blocks beneath one leaf, in pages that follow each other.
 
     Args:
         leaves: the words of the leaf above each range, or None.
@@ -34,22 +34,23 @@ def pure_locate_each(
         end_page: where the container ends.
 
     Returns:
-        Offset in the file and length of each, and the checksum of each block; None if one is found in another way.
+        Offset in the file and length of each, None for what is found in another way; and the checksum of each block,
+        but of those.
     """
     block_mask, fanout = (1 << block_shift) - 1, 1 << fanout_shift
-    places: list[tuple[int, int]] = []
+    places: list[tuple[int, int] | None] = []
     sums: list[int] = []
     for words, (offset, length) in zip(leaves, ranges, strict=True):
         first, count = offset >> block_shift & fanout - 1, length >> block_shift
+        places.append(None)
         if words is None or (offset | length) & block_mask or not 0 < count <= fanout - first:
-            return None
+            continue
         found: Sequence[int] = words[2 * first : 2 * (first + count)]
         page_no = found[0] & PAGE_MASK
         expected = range(PAGE_WORD | page_no, (PAGE_WORD | page_no) + count * units, units)
-        if list(found[::2]) != list(expected) or not first_page <= page_no <= end_page - count * units:
-            return None
-        places.append((page_no * unit, length))
-        sums += [word & CHECKSUM_MASK for word in found[1::2]]
+        if list(found[::2]) == list(expected) and first_page <= page_no <= end_page - count * units:
+            places[-1] = page_no * unit, length
+            sums += [word & CHECKSUM_MASK for word in found[1::2]]
     return places, sums
 
 

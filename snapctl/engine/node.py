@@ -184,7 +184,7 @@ class Node:
         self.check_range(offset, length)
         return reading.read(self, offset, length)
 
-    def read_each(self, ranges: list[tuple[int, int]]) -> list[bytearray | NotCached | None]:
+    def read_each(self, ranges: list[tuple[int, int]]) -> list[Buffer | NotCached | None]:
         """Read ranges, offset and length each, as far as that can be done at the least cost.
 
         Returns:

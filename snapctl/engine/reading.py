@@ -27,12 +27,13 @@ from snapctl.format.pointer import (
     kind_runs,
     pointer_checksums,
 )
-from snapctl.storage.backend import FileBackend, NotCached
+from snapctl.storage.backend import NotCached
 
 if TYPE_CHECKING:
     from array import array
 
     from snapctl.engine.node import Node
+    from snapctl.storage.backend import Buffer
     from snapctl.storage.pages import PageFile
 
 NOWHERE = -1
@@ -70,7 +71,7 @@ def read(node: Node, offset: int, length: int) -> bytearray:
     return data
 
 
-def read_each(node: Node, ranges: list[tuple[int, int]]) -> list[bytearray | NotCached | None]:
+def read_each(node: Node, ranges: list[tuple[int, int]]) -> list[Buffer | NotCached | None]:
     """Read ranges that lie inside the node, the shortest way: whole blocks that a leaf in memory points to.
 
     Args:
@@ -92,7 +93,7 @@ def read_each(node: Node, ranges: list[tuple[int, int]]) -> list[bytearray | Not
         leaves = [tables.resident_words(offset >> shift) for offset, _ in ranges]
     else:
         return [None] * len(ranges)
-    found = locate_each(
+    places, sums = locate_each(
         leaves,
         ranges,
         shift,
@@ -102,11 +103,14 @@ def read_each(node: Node, ranges: list[tuple[int, int]]) -> list[bytearray | Not
         geometry.first_page,
         pages.end_page,
     )
-    if found is not None and isinstance(pages.backend, FileBackend):
-        blocks = pages.backend.read_each(found[0])
-        if blocks is not None and checksums_of([*blocks], geometry.block_size) == found[1]:
-            return list(blocks)
-    return [_read_simply(pages, words, *each) for words, each in zip(leaves, ranges, strict=True)]
+    blocks = pages.backend.read_each([place for place in places if place is not None])
+    if blocks is None or checksums_of(blocks, geometry.block_size) != sums:
+        blocks, places = [], [None] * len(ranges)  # each by itself, to find out which it is
+    read = iter(blocks)
+    return [
+        _read_simply(pages, words, *each) if place is None else next(read)
+        for words, each, place in zip(leaves, ranges, places, strict=True)
+    ]
 
 
 def _read_simply(pages: PageFile, words: array[int] | None, offset: int, length: int) -> bytearray | NotCached | None:

@@ -80,6 +80,9 @@ class Backend(Protocol):
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
         """Fill `buffer` from `offset` in bytes; returns the bytes read, fewer only at the end of the file."""
 
+    def read_each(self, places: list[tuple[int, int]]) -> list[Buffer] | None:
+        """Read many ranges, given by offset and length, at less cost; None if they are better read one by one."""
+
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """Write the buffers one after the other from `offset` in bytes on."""
 
@@ -247,8 +250,8 @@ class FileBackend:
         self._nowait = 0
         return self._read_some(offset, buffer)
 
-    def read_each(self, places: list[tuple[int, int]]) -> list[bytearray] | None:
-        """Read ranges, given by offset and length, if `cached_only` lets; None if one is better read by itself."""
+    def read_each(self, places: list[tuple[int, int]]) -> list[Buffer] | None:
+        """See `Backend`; None also if `cached_only` does not let all of them be read."""
         return read_each(self.fd, places, self._nowait if self.cached_only else 0)
 
     def warm(self, offset: int, length: int) -> None:
@@ -270,26 +273,25 @@ class FileBackend:
 
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """See `Backend`."""
-        try:
-            if len(buffers) == 1 and len(buffers[0]) <= _PORTION_BYTES:  # as most are
-                done = os.pwritev(self.fd, buffers, offset)
-                if done < len(buffers[0]):
-                    self._write_all(_rest(buffers, done), offset + done)
-            else:
-                for batch in _portions(buffers):
-                    offset = self._write_all(batch, offset)
-        except OSError as error:
-            raise self._failure("write", error) from error
+        if len(buffers) == 1 and len(buffers[0]) <= _PORTION_BYTES:  # as most are
+            self._write_all(buffers, offset, len(buffers[0]))
+            return
+        for batch in _portions(buffers):
+            length = sum(map(len, batch))
+            self._write_all(batch, offset, length)
+            offset += length
 
-    def _write_all(self, buffers: Sequence[Buffer], offset: int) -> int:
-        """Write until nothing is left; returns the offset behind."""
-        end = offset + sum(map(len, buffers))
+    def _write_all(self, buffers: Sequence[Buffer], offset: int, length: int) -> None:
+        """Write until nothing is left."""
+        end = offset + length
         while offset < end:
-            done = os.pwritev(self.fd, buffers, offset)
+            try:
+                done = os.pwritev(self.fd, buffers, offset)
+            except OSError as error:
+                raise self._failure("write", error) from error
             offset += done
             if offset < end:
                 buffers = _rest(buffers, done)
-        return end
 
     def sync(self) -> None:
         """See `Backend`."""
@@ -362,13 +364,13 @@ class FileBackend:
         return _translate(error, f"cannot {what} {self.path}")
 
 
-def pure_read_each(fd: int, places: list[tuple[int, int]], flags: int, /) -> list[bytearray] | None:
+def pure_read_each(fd: int, places: list[tuple[int, int]], flags: int, /) -> list[Buffer] | None:
     """Read ranges of a file, given by offset and length, by a call of the system each, with its flags.
 
     Returns:
         Their bytes; None if one call does not give all of its range.
     """
-    found = [bytearray(length) for _, length in places]
+    found: list[Buffer] = [bytearray(length) for _, length in places]
     try:
         if any(os.preadv(fd, (room,), at, flags) < len(room) for room, (at, _) in zip(found, places, strict=True)):
             return None

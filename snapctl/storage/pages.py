@@ -130,7 +130,7 @@ class PageFile:
         self._put(page_no, buffers)
 
     def write_each(self, runs: Iterable[tuple[int, Buffer]]) -> None:
-        """Write runs of pages, (first page, bytes) each, that do not follow each other; raises as `write_run`."""
+        """Write runs of pages, (first page, bytes) each, wherever they are; raises as `write_run`."""
         self.rewrite_adopted()
         for page_no, data in runs:
             self._put(page_no, (data,))

@@ -110,6 +110,11 @@ class Reserve:
                 self._kept_to = start + length if part == length else None
                 return
 
+    @property
+    def is_lent(self) -> bool:
+        """Whether nothing is kept at present."""
+        return self._kept_to == 0
+
     def lend(self) -> bool:
         """Give what is kept back to a file system that has no room, if the open transaction has a right to it.
 

@@ -36,6 +36,9 @@ class ScratchBackend:
         """See `Backend`."""
         return self._size
 
+    def read_each(self, places: list[tuple[int, int]]) -> None:
+        """See `Backend`."""
+
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
         """See `Backend`."""
         view = memoryview(buffer)[: max(0, self._size - offset)]

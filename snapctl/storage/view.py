@@ -98,6 +98,9 @@ class ViewBackend(FileBackend):
         if self._grant.is_over(_FAREWELL_SECONDS):
             raise self._ended()
 
+    def read_each(self, places: list[tuple[int, int]]) -> None:
+        """See `Backend`; each read is judged by itself."""
+
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
         """See `Backend`.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from snapctl.engine.model import Cow
 from snapctl.errors import Corruption
 from snapctl.format.checksum import crc32c
 from snapctl.format.pointer import page_pointer
+from snapctl.storage.backend import FileBackend
 from tests.support import damage
 from tests.support.backends import MemoryBackend, RecordingBackend
 from tests.support.containers import BLOCK, FANOUT, LEAF_BYTES, small_container
@@ -160,6 +163,55 @@ def test_a_pointer_that_leads_nowhere_is_told_whatever_is_in_memory(page_no: int
             assert node.read_each([(5 * BLOCK, length)]) == [None]
             with pytest.raises(Corruption, match="outside the container"):
                 node.read(5 * BLOCK, length)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> FileBackend:
+    """A container in a file, of a volume and a snapshot of it that has one block of its own."""
+    path = str(tmp_path / "lab.snap")
+    with Container.create(path) as container:
+        container.create_volume("db", 1 << 20).write(0, noise(1 << 20))
+        container.snapshot("db@mon")
+        container["db"].write(0, noise(4096, 2))
+        container.commit()
+    return FileBackend.open(path, writable=True)
+
+
+RANGES = [(4096 * first, 4096 * count) for first, count in ((7, 1), (0, 1), (8, 4), (200, 9), (7, 1))]
+
+
+@pytest.mark.parametrize("name", ["db", "db@mon"])
+def test_ranges_in_a_file_are_read_at_a_stroke(lab: FileBackend, name: str):
+    node = Container.adopt(lab)[name]
+    whole = node.read(0, 1 << 20)
+    assert node.read_each(RANGES) == [whole[offset : offset + length] for offset, length in RANGES]
+    expected: list[object] = [None, whole[4096:8192], None, whole[-4096:]]
+    assert node.read_each([(0, 512), (4096, 4096), (5000, 4096), ((1 << 20) - 4096, 4096)]) == expected
+
+
+@pytest.mark.parametrize("name", ["db", "db@mon"])
+@pytest.mark.parametrize("block_no", [7, 10])
+def test_of_ranges_in_a_file_the_damaged_one_alone_is_not_read(lab: FileBackend, name: str, block_no: int):
+    node = Container.adopt(lab)[name]
+    whole = node.read(0, 1 << 20)
+    damage.flip(lab, Path(lab.path).read_bytes().index(whole[block_no * 4096 : (block_no + 1) * 4096]))
+    expected: list[object] = [
+        None if offset <= block_no * 4096 < offset + length else whole[offset : offset + length]
+        for offset, length in RANGES
+    ]
+    assert 0 < expected.count(None) < len(RANGES)
+    assert node.read_each(RANGES) == expected
+
+
+@pytest.mark.parametrize("page_no", [0, 1, 1 << 40])
+def test_a_pointer_that_leads_nowhere_in_a_file_is_not_followed(lab: FileBackend, page_no: int):
+    area = os.pread(lab.fd, 4096, page_no * 4096) if page_no < 2 else b""
+    table = damage.find(lab, "db", "third table")
+    damage.forge_entry(lab, table, 5, page_pointer(page_no, crc32c(area), 1))
+    node = Container.adopt(lab)["db"]
+    assert node.read(4096, 4096) == noise(1 << 20)[4096:8192]
+    expected: list[object] = [noise(1 << 20)[4096:8192], None]
+    assert node.read_each([(4096, 4096), (5 * 4096, 4096)]) == expected
 
 
 def test_a_damaged_table_hides_of_a_snapshot_only_what_is_looked_up_in_it():

@@ -131,10 +131,10 @@ MUTATIONS = (
     Mutation(
         "block-believed-unverified",
         "snapctl/engine/reading.py",
-        "        if blocks is not None and checksums_of([*blocks], geometry.block_size) == found[1]:\n",
-        "        if blocks is not None:\n",
+        "    if blocks is None or checksums_of(blocks, geometry.block_size) != sums:\n",
+        "    if blocks is None:\n",
         "A read of a block returns bytes that nobody wrote.",
-        (READING + "a_damaged_block_is_never_read_whatever_is_in_memory",),
+        (READING + "of_ranges_in_a_file_the_damaged_one_alone_is_not_read",),
     ),
     Mutation(
         "blocks-believed-unverified",
@@ -150,7 +150,7 @@ MUTATIONS = (
         "        geometry.first_page,\n        pages.end_page,\n",
         "        0,\n        1 << 47,\n",
         "A forged pointer shows a superblock as data, or tries to read before the file.",
-        (READING + "a_pointer_that_leads_nowhere_is_told_whatever_is_in_memory",),
+        (READING + "a_pointer_that_leads_nowhere_in_a_file_is_not_followed",),
     ),
     Mutation(
         "view-kept-while-pages-move",

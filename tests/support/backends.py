@@ -43,6 +43,9 @@ class MemoryBackend:
     def size(self) -> int:
         return len(self.data)
 
+    def read_each(self, places: list[tuple[int, int]]) -> None:
+        """Nothing is read at a stroke, so that every read goes by `read_into`."""
+
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
         found = self.data[offset : offset + len(buffer)]
         memoryview(buffer)[: len(found)] = found

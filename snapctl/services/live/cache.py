@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from snapctl.engine.recovery import Change, apply
 from snapctl.errors import Corruption, NoSpace, SnapctlError
-from snapctl.services.live.generation import Generation, Operation
+from snapctl.services.live.generation import Generation, Operation, Record
 from snapctl.services.live.overlay import Overlay
 from snapctl.services.live.room import Room
 
@@ -91,7 +91,7 @@ class Cache:
         self._most_seconds = most_seconds
         self._room = Room(container)
         self._open = Generation()
-        self._record: list[asyncio.Future[None]] | None = None  # who waits for the one that is being made durable
+        self._record: Record | None = None  # which is being made durable
         self._sealed: deque[Generation] = deque()  # the oldest is being applied, or next
         self._applied: list[Generation] = []  # in the open transaction
         self._finishing: Generation | None = None  # durable, while the operation at its end is being done
@@ -130,13 +130,9 @@ class Cache:
 
     def overlays(self, node: Node) -> list[Overlay]:
         """What has not reached a node's tables for certain, newest first."""
-        found = [self._open.overlays[node]] if node in self._open.overlays else []
-        if node in self._open.logged:
-            found.append(self._open.logged[node])
-        for sealed in reversed(self._sealed):
-            found += [part[node] for part in (sealed.overlays, sealed.logged) if node in part]
-        if node in self._aside:
-            found.append(self._aside[node])
+        found = [self._aside[node]] if node in self._aside else []
+        for generation in (self._open, *reversed(self._sealed)):
+            found += [part[node] for part in (generation.overlays, generation.logged) if node in part]
         return found
 
     def open_overlay(self, node: Node) -> Overlay | None:
@@ -215,7 +211,7 @@ class Cache:
         newest = self._open.overlays.get(node)
         spans = [(first, first + (len(data) >> geometry.block_shift)) for first, data in runs]
         for overlay in self.overlays(node):
-            if overlay is not newest and overlay.has_any(leaves) and any(overlay.touches(*span) for span in spans):
+            if overlay is not newest and any(overlay.touches(*span) for span in spans):
                 return False  # which comes to the tables later
         try:
             self._room.take(node, leaves, length >> geometry.block_shift)
@@ -229,7 +225,7 @@ class Cache:
             raise
         self._room.taken()
         self._applied = self._applied or [Generation()]
-        if newest is not None and newest.has_any(leaves):
+        if newest is not None:
             for span in spans:
                 newest.forget(*span)
         if self._open.is_dirty:
@@ -288,7 +284,7 @@ class Cache:
         elif self._finishing is not None:
             generation = self._finishing
         elif self._record is not None:
-            self._record.append(nothing)
+            self._record.waiters.append(nothing)
             return nothing
         else:
             nothing.set_result(None)
@@ -350,8 +346,8 @@ class Cache:
 
     def _revoke(self, generation: Generation) -> None:
         """Take back the room that was given ahead; every write has to ask again."""
-        for node, overlay in generation.overlays.items():
-            self._room.give_back(generation, node, overlay.credit_blocks)
+        for overlay in generation.overlays.values():
+            self._room.give_back(generation, overlay.credit_blocks)
             held = overlay.credit_blocks * self._container.block_size
             overlay.credit_blocks = 0
             generation.held_bytes -= held
@@ -383,7 +379,7 @@ class Cache:
     def _log_at_once(self) -> bool:
         """Flush by a record, without a task, which would cost as much as all else.
 
-        On a disk that takes less time for that than it takes to wake a thread twice, not even a thread waits for it.
+        On a disk that hardly takes any time, not even a thread waits for it.
 
         Returns:
             Whether it is done or under way; False if only a commit will do.
@@ -434,6 +430,8 @@ class Cache:
                 while await self._round(commits=wishes is not _Wish.APPLY):
                     pass
                 self._tell_of_room()
+            if self._is_dirty and self._failure is None:
+                self._start_timer()  # which a commit has stopped, though something came too late for that
         except Exception as error:  # noqa: BLE001 whoever waits is told, whatever it is
             self._fail(error)
         finally:
@@ -462,11 +460,10 @@ class Cache:
 
     def _take_note_of_record(self) -> None:
         """Take note that the last record is durable."""
-        waiters, self._record = self._record or [], None
+        record, self._record = self._record, None
         self.records += 1
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        if record is not None:
+            record.settle()
         self._start_timer()
 
     def _tell_of_room(self) -> None:
@@ -478,10 +475,8 @@ class Cache:
 
     def _tell_all(self, error: Exception) -> None:
         """Tell everybody who waits for anything that nothing more will be done."""
-        for waiter in self._record or ():
-            if not waiter.done():
-                waiter.set_exception(error)
-        self._record = None
+        if self._record is not None:
+            self._record.fail(error)
         finishing = () if self._finishing is None else (self._finishing,)
         for generation in (*finishing, *self._applied, *self._sealed, self._open):
             generation.fail(error)
@@ -632,25 +627,27 @@ class Cache:
 
     async def _apply(self, generation: Generation) -> None:
         """Bring writes to the tables; a volume whose tables cannot take them does without."""
-        for node, overlay in generation.parts:
-            if node.is_gone:
-                continue
-            try:
-                for _ in apply(Change(node, overlay.zeros, overlay.leaves)):
-                    await self._breathe()
-            except Corruption as error:
-                self._container.check_whole()
-                if node in generation.logged:
-                    raise  # the next commit would empty the log of what was flushed: a repair knows what to do with it
-                self._set_aside(node, error)
-                generation.fail_flushes(error)
+        for part in (generation.logged, generation.overlays):
+            for node, overlay in list(part.items()):
+                if node.is_gone:
+                    continue
+                try:
+                    for _ in apply(Change(node, overlay.zeros, overlay.leaves)):
+                        await self._breathe()
+                except Corruption as error:
+                    self._container.check_whole()
+                    if part is generation.logged:
+                        raise  # the next commit would empty the log of it: a repair knows what to do with it
+                    self._set_aside(node, error)
+                    generation.fail_flushes(error)
 
     def _set_aside(self, node: Node, error: Corruption) -> None:
         """Give up making durable what was written to a volume whose tables are damaged; it takes no more writes."""
         self._spoiled[node] = error
         for generation in (*self._sealed, self._open):
             overlay = generation.overlays.pop(node, None)
-            if overlay is not None:
+            if overlay:
+                generation.fail_flushes(error)
                 self._aside.setdefault(node, Overlay(self._container.geometry.fanout)).cover(overlay)
 
     async def _breathe(self) -> None:

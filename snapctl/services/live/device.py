@@ -1,7 +1,7 @@
 """A node as a block device: what a server exports and a mount shows as a file.
 
-Writes go to the overlay of the open generation, whole blocks at a time; reads look there first, then in the sealed
-generations, newest first, then in the node's tables.
+Writes go to the overlay of the open generation, whole blocks at a time; reads look there first, then at what older
+overlays have (`Cache.overlays`), newest first, then in the node's tables.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Device:
                 return buffer
         return self.node.read(offset, length)
 
-    def read_each(self, ranges: list[tuple[int, int]]) -> list[bytearray | NotCached | None]:
+    def read_each(self, ranges: list[tuple[int, int]]) -> list[Buffer | NotCached | None]:
         """As `Node.read_each`, acknowledged writes included."""
         size, overlays = self.block_size, self._cache.overlays(self.node)
         if not any(overlays):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from snapctl.services.live.overlay import Overlay
@@ -69,12 +70,12 @@ class Generation:
 
     Attributes:
         overlays: what was written, by node; if there are records of it in the log, since the last one.
-        logged: what was written before that, by node: durable for as long as no commit empties the log.
+        logged: what was written before that, by node: durable, or about to be, as long as no commit empties the log.
         tables: the tables that the writes will change, as (node id, blocks below, position), with promised room.
         has_heir: whether room was promised for the same tables of a snapshot.
         bitmaps: how many bitmaps of the space map have promised room.
         held_bytes: memory that it takes.
-        logged_bytes: how much of that is for what is logged.
+        logged_bytes: how much of that is for what is durable in the log.
         promised_units: room that was promised for it.
         operation: what is done when the writes have been applied.
     """
@@ -95,11 +96,6 @@ class Generation:
     def is_dirty(self) -> bool:
         """Whether anything is to be done to make it durable."""
         return self.operation is not None or any(self.overlays.values())
-
-    @property
-    def parts(self) -> list[tuple[Node, Overlay]]:
-        """All that was written, what is older first."""
-        return [*self.logged.items(), *self.overlays.items()]
 
     @property
     def data_blocks(self) -> int:
@@ -134,17 +130,17 @@ class Generation:
 
     def cut(self) -> None:
         """Drop what lies beyond the end of volumes that have become smaller: they may grow over it again."""
-        for node, overlay in self.parts:
+        for node, overlay in (*self.logged.items(), *self.overlays.items()):
             if not node.is_gone:
                 overlay.cut(node.size_bytes, node.container.block_size)
 
-    def log(self, block_size: int) -> list[asyncio.Future[None]]:
-        """Take note that a record of it was written; returns who waits for that to be durable."""
-        self.logged_bytes += self.written_bytes(block_size)
+    def log(self, block_size: int) -> Record:
+        """Take note that a record of it was written."""
+        length = self.written_bytes(block_size)
         for node, overlay in self.overlays.items():
             if overlay:
-                overlay.move_to(self.logged.setdefault(node, overlay.beside()))
-        return self._taken()
+                overlay.move_to(self.logged.setdefault(node, Overlay(node.container.geometry.fanout)))
+        return Record(self, length, self._taken())
 
     def settle(self) -> None:
         """Tell those who wait for its writes that they are durable."""
@@ -166,3 +162,31 @@ class Generation:
         """Those who still wait; from here on nobody does."""
         waiters, self._waiters = self._waiters, []
         return [waiter for waiter in waiters if not waiter.done()]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record of the log on its way to the disk.
+
+    Attributes:
+        generation: what it is of.
+        length_bytes: data in it, at most.
+        waiters: those who wait for it.
+    """
+
+    generation: Generation
+    length_bytes: int
+    waiters: list[asyncio.Future[None]]
+
+    def settle(self) -> None:
+        """Take note that it is durable, and tell those who wait."""
+        self.generation.logged_bytes += self.length_bytes
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """Tell those who wait that nobody knows."""
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_exception(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from enum import Enum, auto
 
 from snapctl.storage.backend import Buffer
@@ -81,9 +81,8 @@ class Overlay:
         """Drop what lies beyond `size_bytes`."""
         last, at = divmod(size_bytes, block_size)
         stop = -(-size_bytes // block_size)
-        for leaf in self.leaves.values():
-            for block_no in [block_no for block_no in leaf if block_no >= stop]:
-                del leaf[block_no]
+        if self.leaves:
+            self._drop(stop, (max(self.leaves) + 1) * self._fanout)
         if at and (block := self.get(last)) is not None:
             self.put(last, bytes(memoryview(block)[:at]).ljust(block_size, b"\0"))
         self.zeros = [(start, min(end, stop)) for start, end in self.zeros if start < stop]
@@ -94,10 +93,6 @@ class Overlay:
             self.zero(start, stop)
         for number, leaf in newer.leaves.items():
             self.leaves.setdefault(number, {}).update(leaf)
-
-    def beside(self) -> Overlay:
-        """An empty one for blocks of the same node."""
-        return Overlay(self._fanout)
 
     def move_to(self, older: Overlay) -> None:
         """Give away all that is here, but for the room."""
@@ -112,10 +107,6 @@ class Overlay:
             return Content.BELOW
         index = bisect_left(self.zeros, (block_no + 1, 0))
         return Content.ZEROS if index and self.zeros[index - 1][1] > block_no else Content.BELOW
-
-    def has_any(self, leaves: Iterable[int]) -> bool:
-        """Whether anything is here of blocks beneath some leaves; zeros elsewhere may count."""
-        return bool(self.zeros) or not self.leaves.keys().isdisjoint(leaves)
 
     def touches(self, start: int, stop: int) -> bool:
         """Whether anything is here of a range of blocks; zeros elsewhere may count."""
@@ -151,7 +142,10 @@ class Overlay:
 
     def _drop(self, start: int, stop: int) -> None:
         for block_no in self._written(start, stop):
-            del self.leaves[block_no // self._fanout][block_no]
+            leaf = self.leaves[block_no // self._fanout]
+            del leaf[block_no]
+            if not leaf:
+                del self.leaves[block_no // self._fanout]
 
     def _unwritten(self, start: int, stop: int) -> Iterator[Stretch]:
         index = bisect_left(self.zeros, (start, start))

@@ -140,7 +140,8 @@ class Room:
 
     def taken(self) -> None:
         """Take note that blocks whose room was taken have been written."""
-        if self._container.pages.end_page == self._end_page:
+        pages = self._container.pages
+        if pages.end_page == self._end_page and not pages.reserve.is_lent:
             self._free = self._container.space.room
         else:
             self.look_again()
@@ -167,10 +168,9 @@ class Room:
         self._transaction_bitmaps = self._transaction_units = 0
         self.look_again()
 
-    def give_back(self, generation: Generation, node: Node, credit_blocks: int) -> None:
-        """Give back the room for blocks that were not written."""
-        copies = 2 if generation.has_heir and node.cow is Cow.COPY else 1
-        units = credit_blocks * self._container.geometry.block_units * copies
+    def give_back(self, generation: Generation, credit_blocks: int) -> None:
+        """Give back the room for blocks that were not written; that for copies of them the generation gives back."""
+        units = credit_blocks * self._container.geometry.block_units
         generation.promised_units -= units
         self.promised_units -= units
 

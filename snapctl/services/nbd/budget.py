@@ -1,7 +1,8 @@
 """How much memory the payloads of large writes may take while they arrive, over all connections of a server.
 
-A payload is received into a buffer of its own size. What finds no room waits, and does so for a bounded time: whoever
-holds room and does not send what it announced is disconnected once somebody waits for that.
+A payload is received into a buffer of its own size, which may be one that another has left. What finds no room waits,
+and does so for a bounded time: whoever holds room and does not send what it announced is disconnected once somebody
+waits for that.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Protocol
 
 LIMIT_BYTES = 256 << 20
 _MOST_LEFT_BYTES = 4 << 20
+"""A buffer up to this size is kept for the next payload, beside the limit."""
+
 RECEIVE_SECONDS = 10.0
 """How long a payload may take to arrive while others wait."""
 

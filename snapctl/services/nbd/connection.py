@@ -36,9 +36,6 @@ _CLOSE_SECONDS = 10.0
 _RECEIVE_BYTES = 256 << 10
 _HEADERS_BYTES = 512
 
-_AT_A_STROKE = 16
-"""How often in one turn of the loop a large payload, or the next one, is received; a socket holds a part of one."""
-
 
 class Hub:
     """What the connections of a server share.
@@ -153,16 +150,15 @@ class Connection(asyncio.BufferedProtocol):
             left = len(self._left)
             room[:left] = self._left
             return room[left:]
-        if self._is_bulk:  # one large payload behind the other: the less of it comes here, the less is copied
-            self._is_bulk = False
-            return room[:_HEADERS_BYTES]
-        return room
+        # One large payload behind the other: the less of it comes here, the less is copied.
+        return room[:_HEADERS_BYTES] if self._is_bulk else room
 
     def buffer_updated(self, nbytes: int) -> None:
         """Use what was received; while large payloads arrive, look at once whether there is more."""
         self._received(nbytes)
-        for _ in range(_AT_A_STROKE):
-            if self._fd < 0 or self._is_deaf or self._is_ending or not self._is_in_bulk:
+        ends_ns = perf_counter_ns() + TURN_NANOSECONDS
+        while self._is_in_bulk and self._fd >= 0 and not (self._is_deaf or self._is_ending):
+            if perf_counter_ns() > ends_ns:
                 break
             try:
                 count = os.readv(self._fd, (self.get_buffer(-1),))
@@ -183,6 +179,7 @@ class Connection(asyncio.BufferedProtocol):
             self._is_bulk = self.transmission.payload is None
             self._pace()
         else:
+            self._is_bulk = False
             self._use(self._hub.received, len(self._left) + nbytes)
 
     def pause_writing(self) -> None:

@@ -48,7 +48,7 @@ class Outlet:
         return self._is_closing or self._transport.is_closing()
 
     def send_directly(self) -> int:
-        """Send by reference from now on, if the transport adds nothing to what it sends; returns the descriptor."""
+        """Send by reference from now on, for a transport that adds nothing to what it sends; returns its descriptor."""
         link = self._transport.get_extra_info("socket")
         self._fd = link.fileno()
         if link.family == socket.AF_UNIX:  # TCP finds out by itself

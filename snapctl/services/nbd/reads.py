@@ -125,7 +125,7 @@ class Reads:
                 self.read(request, tries + 1, awaited)
                 answers.send_batch()
 
-    def from_memory(self, reads: list[tuple[int, int, int]]) -> list[bytearray | NotCached | None]:
+    def from_memory(self, reads: list[tuple[int, int, int]]) -> list[Buffer | NotCached | None]:
         """Read what plain requests (cookie, offset and length) ask for; returns as `Device.read_each`."""
         self.backend.cached_only = True
         try:

@@ -39,6 +39,7 @@ from snapctl.services.nbd.plain import plain, plain_requests
 from snapctl.services.nbd.reads import Reads
 from snapctl.services.nbd.requests import Request, objection, payload_bytes
 from snapctl.services.nbd.statistics import Statistics
+from snapctl.storage.backend import NotCached
 
 SMALL_PAYLOAD_BYTES = 64 << 10
 """A payload up to this size is received where requests are, and takes nothing from the budget."""
@@ -187,20 +188,19 @@ class Transmission:
         append, is_chunked = answers.gathered.append, form.is_chunked
         answered = read_bytes = 0
         for (cookie, offset, length), block in zip(reads, self._reads.from_memory(reads), strict=True):
-            if isinstance(block, bytearray):
-                if is_chunked and not block[0] and block == ZEROS[:length]:
-                    append(form.hole(cookie, offset, offset, length, is_last=True))
-                else:
-                    append(form.whole(cookie, offset, length))
-                    append(block)
-                answered += 1
-                read_bytes += length
-                continue
-            request = Request(0, wire.CMD_READ, cookie, offset, length, began_ns)
             if block is None:
-                self._reads.read(request)
+                self._reads.read(Request(0, wire.CMD_READ, cookie, offset, length, began_ns))
+                continue
+            if isinstance(block, NotCached):
+                self._reads.fetch(Request(0, wire.CMD_READ, cookie, offset, length, began_ns), block)
+                continue
+            if is_chunked and not block[0] and block == ZEROS[:length]:
+                append(form.hole(cookie, offset, offset, length, is_last=True))
             else:
-                self._reads.fetch(request, block)
+                append(form.whole(cookie, offset, length))
+                append(block)
+            answered += 1
+            read_bytes += length
         answers.gathered_bytes += read_bytes
         answers.count_many(began_ns, wire.CMD_READ, answered, read_bytes)
 
@@ -442,7 +442,8 @@ class Transmission:
 
     def _settle(self) -> None:
         """Send the replies that there are, and begin to wait for the commit that the others need."""
-        has_written, self._has_written = self._has_written, False
+        is_flush_expected = self._has_written and self._foresight.wrote()
+        self._has_written = False
         if self._flushes:
             self._foresight.flushed()
             requests, self._flushes = self._flushes, []
@@ -457,7 +458,7 @@ class Transmission:
         if self._reads.waiting:
             self._reads.read_again()
         self._answers.send()
-        if has_written and self._foresight.wrote():
+        if is_flush_expected:
             self._live.cache.flush_ahead()
         if self._is_finishing:
             self._close_if_finished()

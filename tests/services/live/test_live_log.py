@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import pytest
 
+from snapctl.engine.recovery import Change, apply
+from snapctl.errors import Corruption
 from snapctl.services.live.container import LiveContainer
 from snapctl.services.live.device import Device
-from tests.support.live import BLOCK, GatedBackend, content, live, put, reopened, run
+from snapctl.services.live.generation import Operation
+from tests.support.live import (
+    BLOCK,
+    PATIENCE_SECONDS,
+    SIZE,
+    GatedBackend,
+    PickyBackend,
+    a_container,
+    content,
+    live,
+    put,
+    reopened,
+    run,
+)
 
 
 async def with_a_record_under_way(backend: GatedBackend) -> tuple[LiveContainer, Device, asyncio.Task[None]]:
@@ -128,6 +145,121 @@ def test_an_expected_flush_is_made_before_it_is_asked_for(monkeypatch: pytest.Mo
         served.cache.flush_ahead()
         await served.flush()
         assert served.cache.records == 2
+        await served.close()
+
+    run(scenario())
+
+
+def test_what_is_being_made_durable_counts_as_dirty_until_it_is():
+    async def scenario() -> None:
+        backend = GatedBackend()
+        served, _, flush = await with_a_record_under_way(backend)
+        assert served.cache.dirty_bytes >= BLOCK
+        backend.gate.set()
+        await flush
+        assert served.cache.dirty_bytes < BLOCK * 65  # what may be written without asking, and is promised
+        before = served.cache.dirty_bytes
+        await served.flush()
+        assert served.cache.dirty_bytes == before
+        await served.close()
+
+    run(scenario())
+
+
+def test_what_comes_while_a_commit_is_made_grows_old_as_well():
+    async def scenario() -> None:
+        backend = PickyBackend()
+        served = live(backend, most_dirty_seconds=0.05)
+        device = served.device("db")
+        device.write(0, b"a" * BLOCK)
+        backend.gate.clear()
+        flush = asyncio.create_task(served.flush())
+        await asyncio.sleep(0)
+        await backend.until_syncing()
+        device.write(BLOCK, b"b" * BLOCK)
+        backend.gate.set()
+        await flush
+        while backend.syncs.acquire(blocking=False):
+            pass
+        for _ in range(2):
+            assert await asyncio.to_thread(backend.syncs.acquire, timeout=PATIENCE_SECONDS)
+        assert reopened(backend.synced)["db"].read(BLOCK, BLOCK) == b"b" * BLOCK
+        await served.close()
+
+    run(scenario())
+
+
+@dataclass
+class Broken:
+    """Tables that cannot take one block, once its number is told; everything waits for its turn before that."""
+
+    number: int | None = None
+    applying: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def apply(self, change: Change) -> Iterator[None]:
+        self.applying.set()
+        for _ in range(5):
+            yield
+        if any(self.number in leaf for leaf in change.leaves.values()):
+            raise Corruption("a table is damaged")
+        yield from apply(change)
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Broken:
+    found = Broken()
+    monkeypatch.setattr("snapctl.services.live.cache.apply", found.apply)
+    monkeypatch.setattr("snapctl.services.live.cache._SLICE_SECONDS", 0.0)
+    return found
+
+
+def test_a_table_that_cannot_take_what_was_not_flushed_costs_one_volume_though_it_was_flushed_before(
+    broken: Broken,
+):
+    async def scenario() -> None:
+        container = a_container(GatedBackend())
+        container.create_volume("other", SIZE)
+        container.commit()
+        served = LiveContainer(container, most_dirty_seconds=1000.0)
+        device, other = served.device("db"), served.device("other")
+        for data in (b"a", b"b", b"c"):
+            device.write(0, data * BLOCK)
+            await served.flush()
+        broken.number = 9
+        device.write(0, b"d" * BLOCK)
+        device.write(9 * BLOCK, b"9" * BLOCK)
+        await served.change(lambda container: container.snapshot("other@s"))
+        with pytest.raises(Corruption):
+            device.write(0, b"e" * BLOCK)
+        assert device.read(0, BLOCK) == b"d" * BLOCK
+        assert other.write(0, b"x" * BLOCK)
+        await served.flush()
+        await served.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_a_flush_of_what_a_damaged_table_cannot_take_fails_wherever_that_waits(is_sealed: bool, broken: Broken):
+    async def scenario() -> None:
+        served = live(GatedBackend())
+        device = served.device("db")
+        broken.number = 0
+        device.write(0, b"a" * BLOCK)
+        flush = asyncio.create_task(served.flush())
+        await broken.applying.wait()
+        device.write(BLOCK, b"b" * BLOCK)
+        look = None
+        if is_sealed:
+            look = asyncio.create_task(served.cache.do(Operation(lambda _container: None, is_look=True)))
+            await asyncio.sleep(0)
+        other = asyncio.create_task(served.flush())
+        for waiting in (flush, other):
+            with pytest.raises(Corruption):
+                await waiting
+        assert device.read(0, 2 * BLOCK) == b"a" * BLOCK + b"b" * BLOCK
+        if look is not None:
+            await look
         await served.close()
 
     run(scenario())

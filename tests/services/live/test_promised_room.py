@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -195,6 +196,74 @@ def test_a_disk_that_is_filled_in_one_go_keeps_room_for_all_that_was_acknowledge
         assert container.space.used * geometry.unit > 4 << 20
         await served.close()
         assert check_backend(disk).findings == []
+
+    run(scenario())
+
+
+class Releasing(SmallDisk):
+    """A disk that counts how often what was kept was let go."""
+
+    releases = 0
+
+    def release(self) -> None:
+        self.releases += 1
+        super().release()
+
+
+def test_room_that_was_lent_to_a_write_into_a_hole_is_kept_again_before_more_is_acknowledged():
+    async def scenario() -> None:
+        disk = Releasing(64 << 20)
+        size = 4 * KIB
+        container = Container.format(disk, Geometry(size, size))
+        container.create_volume("db", 32 << 20)
+        container.commit()
+        served = LiveContainer(container, most_dirty_seconds=1e6)
+        device = served.device("db")
+        for block_no in range(0, 4096, 64):
+            assert device.write(block_no * size, b"1" * 64 * size)
+        await served.flush()
+        device.zero(1024 * size, 2048 * size)
+        for number in range(3):  # a commit later the room of that is a hole
+            await served.flush()
+            assert device.write(0, bytes([number]) * size)
+        assert device.write(4000 * size, b"3" * 64 * size)
+        disk.taken += disk.free_blocks  # by somebody else, and whatever comes free
+        disk.releases = 0
+        for block_no in range(1024, 3072, 16):
+            assert device.write(block_no * size, b"2" * 16 * size)
+            if disk.releases:
+                break
+        assert disk.releases
+        disk.taken += disk.free_blocks
+        with suppress(NoSpace):
+            for block_no in range(3072, 3272):
+                if not device.write(block_no * size, b"4" * size):
+                    break
+        await served.flush()
+        await served.close()
+        assert check_backend(disk).findings == []
+
+    run(scenario())
+
+
+def test_room_that_was_given_ahead_is_given_back_as_it_was_promised():
+    """One volume has its first writes copied and no snapshot yet, the other has one: a copy is promised to neither."""
+
+    async def scenario() -> None:
+        container = Container.format(MemoryBackend(), Geometry(4 * KIB, 4 * KIB))
+        container.create_volume("copied", 8 << 20, cow=Cow.COPY)
+        container.create_volume("db", 8 << 20)
+        container.snapshot("db@s")
+        container.commit()
+        served = LiveContainer(container, most_dirty_seconds=1e6)
+        for name in ("copied", "db"):
+            assert served.device(name).write(0, b"x" * 4 * KIB)
+        cache = served.cache
+        credit = sum(overlay.credit_blocks for overlay in cache._open.overlays.values())
+        promised = cache._room.promised_units
+        cache._revoke(cache._open)
+        assert cache._room.promised_units == cache._open.promised_units == promised - credit
+        await served.close()
 
     run(scenario())
 
