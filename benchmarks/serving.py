@@ -136,7 +136,7 @@ def under_load(
             server.warm()
         cases = {server.name: partial(piece, server, job, where, count(1)) for server in servers}
         note = f"a volume of {format_size(where.size)}, full"
-        return compare(name, job.work, job.unit, cases, rounds, missing=missing, note=note)
+        return compare(name, job.work, job.unit, cases, rounds, warm_up=job.writes, missing=missing, note=note)
 
 
 def standard(job: Job, where: Setting) -> Iterator[Comparison]:
