@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Protocol
 
+from snapctl.services.nbd.polling import PollingLoop
 from snapctl.services.nbd.requests import Request
 from snapctl.storage.backend import FileBackend
 
@@ -51,6 +52,8 @@ class Fetcher:
     def fetch(self, offset: int, length: int, reader: Reader, request: Request, tries: int) -> None:
         """Have `reader.fetched(request, tries)` called when a range of the file is in memory, or cannot be read."""
         self._under_way += 1
+        if isinstance(self._loop, PollingLoop):
+            self._loop.thread_begins()
         if self._under_way > _JOBS_PER_THREAD * len(self._threads) and len(self._threads) < _MAX_THREADS:
             thread = Thread(target=self._work, name="cold read", daemon=True)
             self._threads.append(thread)
@@ -81,6 +84,8 @@ class Fetcher:
         while self._fetched:
             reader, request, tries = self._fetched.popleft()
             self._under_way -= 1
+            if isinstance(self._loop, PollingLoop):
+                self._loop.thread_is_done()
             readers.add(reader)
             reader.fetched(request, tries)
         for reader in readers:

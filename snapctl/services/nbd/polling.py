@@ -11,7 +11,12 @@ from __future__ import annotations
 import asyncio
 import os
 import selectors
+from collections.abc import Callable
+from concurrent.futures import Executor
 from time import perf_counter_ns
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _PATIENCE_NANOSECONDS = 100_000
 """How long to look: about what sleeping costs. To look in vain costs no more than that, and not twice in a row."""
@@ -21,17 +26,23 @@ _TRIAL = 64
 
 
 class PollingSelector(selectors.DefaultSelector):
-    """The system's best selector, with patience."""
+    """The system's best selector, with patience.
+
+    Attributes:
+        at_work: how many threads do something for the loop. While there are any it has no patience: they need the lock
+            of the interpreter, and a processor.
+    """
 
     def __init__(self) -> None:
         """Begin without patience."""
         super().__init__()
+        self.at_work = 0
         self._waits = 0
         self._is_worth_it = False
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """See `selectors.BaseSelector.select`."""
-        if timeout is not None and timeout <= 0:
+        if self.at_work or (timeout is not None and timeout <= 0):
             return super().select(timeout)
         self._waits += 1
         if self._is_worth_it or self._waits % _TRIAL == 0:
@@ -47,7 +58,33 @@ class PollingSelector(selectors.DefaultSelector):
         return super().select(timeout)
 
 
+class PollingLoop(asyncio.SelectorEventLoop):
+    """An event loop with patience, but for when threads work for it."""
+
+    def __init__(self) -> None:
+        """Begin without patience."""
+        self._polling = PollingSelector()
+        super().__init__(self._polling)
+
+    def thread_begins(self) -> None:
+        """Take note that a thread has got something to do."""
+        self._polling.at_work += 1
+
+    def thread_is_done(self, _future: object = None) -> None:
+        """Take note that it is done with that."""
+        self._polling.at_work -= 1
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Executor | None, func: Callable[..., T], *args: Any
+    ) -> asyncio.Future[T]:
+        """See `asyncio.AbstractEventLoop.run_in_executor`."""
+        future = super().run_in_executor(executor, func, *args)
+        self.thread_begins()
+        future.add_done_callback(self.thread_is_done)
+        return future
+
+
 def polling_loop() -> asyncio.AbstractEventLoop:
     """A new event loop with patience; one processor alone has no time for that."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return asyncio.SelectorEventLoop(PollingSelector()) if processors > 1 else asyncio.new_event_loop()
+    return PollingLoop() if processors > 1 else asyncio.new_event_loop()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import selectors
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from snapctl.services.nbd import polling
-from snapctl.services.nbd.polling import PollingSelector, polling_loop
+from snapctl.services.nbd.polling import PollingLoop, PollingSelector, polling_loop
 
 
 class Pipe:
@@ -64,6 +66,14 @@ def patience(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
         yield
 
 
+def test_nor_is_it_where_threads_are_at_work(pipe: Pipe, monkeypatch: pytest.MonkeyPatch):
+    pipe.selector.at_work = 1
+    with patience(monkeypatch, 60):
+        for _ in range(2 * polling._TRIAL):
+            assert not pipe.is_ready(0.0001)
+            assert pipe.polls == 1
+
+
 def trial(pipe: Pipe) -> None:
     """Wait as often as it takes for the next wait to be tried."""
     for _ in range(polling._TRIAL - 1):
@@ -105,8 +115,33 @@ def test_who_does_not_wait_asks_once(pipe: Pipe, timeout: float):
         assert pipe.polls == 1
 
 
+def test_while_a_thread_works_for_the_loop_nothing_is_asked_again(monkeypatch: pytest.MonkeyPatch):
+    loop = PollingLoop()
+    selector = loop._polling
+    done, begun = threading.Event(), threading.Event()
+
+    def work() -> str:
+        begun.set()
+        assert done.wait(20)
+        return "done"
+
+    async def scenario() -> str:
+        found = asyncio.get_running_loop().run_in_executor(None, work)
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        assert selector.at_work == 1
+        done.set()
+        return await found
+
+    with patience(monkeypatch, 60):
+        assert loop.run_until_complete(scenario()) == "done"
+    assert selector.at_work == 0
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
 def test_one_processor_alone_has_no_time_for_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {3})
     loop = polling_loop()
-    assert not isinstance(getattr(loop, "_selector", None), PollingSelector)
+    assert not isinstance(loop, PollingLoop)
     loop.close()
