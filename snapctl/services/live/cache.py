@@ -160,7 +160,9 @@ class Cache:
         is_data = data_blocks == stop - start
         blocks = max(1, data_blocks)
         room_blocks = (self._most_bytes - self.held_bytes) // size
-        if self.held_bytes and blocks > room_blocks:
+        # To promise room takes tables into memory, and only what brings writes to them lets go of some.
+        has_many_tables = self._container.pages.resident_tables >= self._container.most_resident_tables
+        if self.held_bytes and (blocks > room_blocks or has_many_tables):
             self._wait(_Wish.APPLY)
             return None
         overlay = self._open.overlays.get(node)

@@ -75,7 +75,10 @@ class PollingLoop(asyncio.SelectorEventLoop):
         self._polling.at_work -= 1
 
     def run_in_executor(  # type: ignore[override]
-        self, executor: Executor | None, func: Callable[..., T], *args: Any
+        self,
+        executor: Executor | None,
+        func: Callable[..., T],
+        *args: Any,  # noqa: ANN401 as asyncio has it
     ) -> asyncio.Future[T]:
         """See `asyncio.AbstractEventLoop.run_in_executor`."""
         future = super().run_in_executor(executor, func, *args)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from snapctl.engine.container import Container
 from snapctl.errors import HasDependents, IoFailure, NameTaken, NodeNotFound, NoSpace, Poisoned
 from snapctl.services.live.container import LiveContainer
-from tests.support.backends import FailingBackend
-from tests.support.live import BLOCK, SIZE, GatedBackend, content, live, put, reopened, run
+from tests.support.backends import FailingBackend, MemoryBackend
+from tests.support.live import BLOCK, SIZE, SMALL, GatedBackend, content, live, put, reopened, run
 
 
 def test_reads_and_writes_go_on_while_a_commit_waits_for_the_disk():
@@ -363,5 +363,40 @@ def test_every_node_reads_as_in_the_model_whatever_is_in_flight(steps: list[tupl
         finally:
             backend.gate.set()
             await model.served.close()
+
+    run(scenario())
+
+
+def test_tables_that_promises_take_into_memory_while_a_commit_is_under_way_are_bounded():
+    async def scenario() -> None:
+        leaves, leaf_bytes = 64, SMALL.fanout * BLOCK
+        image = MemoryBackend()
+        container = Container.format(image, SMALL)
+        container.create_volume("db", leaves * leaf_bytes).write(0, b"old" * (leaves * leaf_bytes // 3))
+        container.commit()
+        backend = GatedBackend(image.data)
+        container = Container.adopt(backend, writable=True)
+        container.most_resident_tables = 10
+        served = LiveContainer(container, most_dirty_seconds=1000.0)
+        device = served.device("db")
+        for _ in range(2):
+            await served.flush()
+            device.write(0, b"a" * BLOCK)
+        backend.gate.clear()
+        flush = asyncio.create_task(served.flush())
+        await asyncio.sleep(0)
+        await backend.until_syncing()
+        taken = 0
+        while device.write(taken * leaf_bytes, b"b" * BLOCK):
+            taken += 1
+        assert 0 < taken < leaves
+        assert container.pages.resident_tables <= 10 + 3
+        backend.gate.set()
+        await flush
+        for number in range(leaves):
+            await put(served, device, number * leaf_bytes, b"b" * BLOCK)
+        await served.close()
+        node = reopened(backend.synced)["db"]
+        assert [node.read(number * leaf_bytes, BLOCK) for number in range(leaves)] == [b"b" * BLOCK] * leaves
 
     run(scenario())

@@ -118,17 +118,14 @@ def test_who_does_not_wait_asks_once(pipe: Pipe, timeout: float):
 def test_while_a_thread_works_for_the_loop_nothing_is_asked_again(monkeypatch: pytest.MonkeyPatch):
     loop = PollingLoop()
     selector = loop._polling
-    done, begun = threading.Event(), threading.Event()
+    done = threading.Event()
 
     def work() -> str:
-        begun.set()
         assert done.wait(20)
         return "done"
 
     async def scenario() -> str:
         found = asyncio.get_running_loop().run_in_executor(None, work)
-        while not begun.is_set():
-            await asyncio.sleep(0)
         assert selector.at_work == 1
         done.set()
         return await found
