@@ -23,7 +23,7 @@ from itertools import groupby, islice
 from snapctl.errors import Corruption, IoFailure, NoSpace, SnapctlError
 from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import INDEX_DEPTH
-from snapctl.format.pointer import BIRTH_SHIFT, NOWHERE, PAGE, PAGE_MASK, Pointer, page_pointer
+from snapctl.format.pointer import BIRTH_SHIFT, KIND_SHIFT, NOWHERE, PAGE, PAGE_MASK, Pointer, page_pointer
 from snapctl.format.superblock import Superblock
 from snapctl.storage.bitmap import (
     WAS_CLEAR,
@@ -588,14 +588,20 @@ class SpaceMap:
 
     def _candidates(self, first: int) -> Iterator[int]:
         """Indexes of bitmaps from `first` on that may have free units, in order."""
-        per_bitmap = self._geometry.units_per_bitmap
-        for index in range(first, -(-self._limit // per_bitmap)):
-            if index in self.bitmaps:
-                yield index
+        stop, fanout = -(-self._limit // self._geometry.units_per_bitmap), self._tree.fanout
+        while first < stop:
+            if first in self.bitmaps:
+                yield first
+                first += 1
                 continue
-            pointer = self._tree.get(index)
-            if pointer.kind != PAGE or pointer.birth:
-                yield index
+            table, _, _, _ = self._tree.find(first)
+            base, end = first - first % fanout, min(first - first % fanout + fanout, stop)
+            while first < end and first not in self.bitmaps:
+                at = 2 * (first - base)
+                if table is None or table.words[at] >> KIND_SHIFT != PAGE or table.words[at + 1] >> BIRTH_SHIFT:
+                    yield first
+                    table, _, _, _ = self._tree.find(first)  # which may have changed meanwhile
+                first += 1
 
     def _take(self, index: int, units: int, count: int, found: list[int]) -> None:
         """Take runs of `units` from one bitmap until `found` holds `count`, or no more are free in it."""
