@@ -9,9 +9,10 @@
  * geometry can have them, runs of whole blocks beneath one leaf, bitmaps whose states have one size.
  *
  * The lock of the interpreter is held but while the system reads: nothing else takes long enough to be worth giving it
- * up, and as nothing is declared to the contrary, Python never imports this without such a lock, one for all interpreters. Yet wherever an
- * object is made, looked up or asked for an attribute, other code in Python may run and change lists, dicts and
- * bytearrays. What is read from is therefore held, as a buffer or by a reference, or copied before.
+ * up, and as nothing is declared to the contrary, Python never imports this without such a lock, one for all
+ * interpreters. Yet wherever an object is made, looked up or asked for an attribute, other code in Python may run and
+ * change lists, dicts and bytearrays. What is read from is therefore held, as a buffer or by a reference, or copied
+ * before.
  */
 
 #define _GNU_SOURCE /* for preadv2 */
@@ -645,7 +646,8 @@ locate_each(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs
                 for (j = 0; j < count; j++)
                     if (append_number(sums, words[2 * j + 1] & UINT32_MAX) < 0)
                         goto done;
-                place = tuple(PyLong_FromUnsignedLongLong(page_no * unit), PyLong_FromUnsignedLongLong(length), NULL, 2);
+                place = tuple(PyLong_FromUnsignedLongLong(page_no * unit), PyLong_FromUnsignedLongLong(length),
+                              NULL, 2);
                 if (place == NULL)
                     goto done;
             }

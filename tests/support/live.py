@@ -83,6 +83,15 @@ def live(backend: MemoryBackend, **settings: Any) -> LiveContainer:
     return LiveContainer(a_container(backend), **{"most_dirty_seconds": 1000.0, **settings})
 
 
+async def flush_under_way(served: LiveContainer, backend: GatedBackend) -> asyncio.Task[None]:
+    """Begin a flush and shut the gate before it is durable."""
+    backend.gate.clear()
+    flush = asyncio.create_task(served.flush())
+    await asyncio.sleep(0)
+    await backend.until_syncing()
+    return flush
+
+
 def reopened(image: bytes) -> Container:
     backend = MemoryBackend(image)
     assert check_backend(backend).exit_code == 0

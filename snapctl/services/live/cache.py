@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from snapctl.engine.recovery import Change, apply
 from snapctl.errors import Corruption, NoSpace, SnapctlError
-from snapctl.services.live.generation import Generation, Operation, Record
+from snapctl.services.live.generation import Generation, Operation, Record, tell
 from snapctl.services.live.overlay import Overlay
 from snapctl.services.live.room import Room
 
@@ -116,8 +116,9 @@ class Cache:
     @property
     def dirty_bytes(self) -> int:
         """What is not durable: in memory, and in pages of the open transaction."""
-        logged = sum([generation.logged_bytes for generation in (self._open, *self._sealed)])
-        return self.held_bytes - logged + self._fresh_bytes
+        size = self._container.block_size
+        in_memory = sum([generation.written_bytes(size) for generation in (self._open, *self._sealed)])
+        return in_memory + self._fresh_bytes
 
     @property
     def most_dirty_bytes(self) -> int:
@@ -227,7 +228,7 @@ class Cache:
             raise
         self._room.taken()
         self._applied = self._applied or [Generation()]
-        if newest is not None:
+        if newest:
             for span in spans:
                 newest.forget(*span)
         if self._open.is_dirty:
@@ -471,9 +472,7 @@ class Cache:
     def _tell_of_room(self) -> None:
         """Have those who wait for room look again."""
         waiters, self._room_waiters = self._room_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        tell(waiters)
 
     def _tell_all(self, error: Exception) -> None:
         """Tell everybody who waits for anything that nothing more will be done."""

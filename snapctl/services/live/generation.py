@@ -144,8 +144,7 @@ class Generation:
 
     def settle(self) -> None:
         """Tell those who wait for its writes that they are durable."""
-        for waiter in self._taken():
-            waiter.set_result(None)
+        tell(self._taken())
 
     def fail(self, error: Exception) -> None:
         """Tell those who wait, for its operation as well, that the commit failed."""
@@ -155,13 +154,12 @@ class Generation:
 
     def fail_flushes(self, error: Exception) -> None:
         """Tell those who wait for its writes that not all of them are durable."""
-        for waiter in self._taken():
-            waiter.set_exception(error)
+        tell(self._taken(), error)
 
     def _taken(self) -> list[asyncio.Future[None]]:
-        """Those who still wait; from here on nobody does."""
+        """Those who wait, if they have not given up; from here on nobody does."""
         waiters, self._waiters = self._waiters, []
-        return [waiter for waiter in waiters if not waiter.done()]
+        return waiters
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +179,18 @@ class Record:
     def settle(self) -> None:
         """Take note that it is durable, and tell those who wait."""
         self.generation.logged_bytes += self.length_bytes
-        for waiter in self.waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        tell(self.waiters)
 
     def fail(self, error: Exception) -> None:
         """Tell those who wait that nobody knows."""
-        for waiter in self.waiters:
-            if not waiter.done():
+        tell(self.waiters, error)
+
+
+def tell(waiters: list[asyncio.Future[None]], error: Exception | None = None) -> None:
+    """Tell those who have not given up waiting that what they wait for has come about, or has failed."""
+    for waiter in waiters:
+        if not waiter.done():
+            if error is None:
+                waiter.set_result(None)
+            else:
                 waiter.set_exception(error)

@@ -154,8 +154,13 @@ class Connection(asyncio.BufferedProtocol):
         return room[:_HEADERS_BYTES] if self._is_bulk else room
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Use what was received; while large payloads arrive, look at once whether there is more."""
+        """Use what was received."""
         self._received(nbytes)
+        if self._is_in_bulk:
+            self._receive_more()
+
+    def _receive_more(self) -> None:
+        """Look at once whether there is more, while large payloads arrive."""
         ends_ns = perf_counter_ns() + TURN_NANOSECONDS
         while self._is_in_bulk and self._fd >= 0 and not (self._is_deaf or self._is_ending):
             if perf_counter_ns() > ends_ns:

@@ -3,11 +3,11 @@
 What has arrived together is answered together. There are two ways to execute it: a short one for what is asked most,
 which takes a row of reads and writes, first the reads, then the writes at a stroke; and a general one for everything,
 one by one, which is the only one to object and to report. But for the order of the answers no client can tell them
-apart. What has to wait does so in one of two ways, too. Flushes, and writes
-with FUA, wait for the commit, reads of what is not in memory for the disk, and requests behind them go on. A write
-that the cache has no room for, and a large read, which is sent in pieces as the client takes them, hold up the
-requests behind them on this connection, and nobody else; until they are done nothing more is received, so that a
-client can make the server hold one batch of replies and one payload, whatever it sends.
+apart. What has to wait does so in one of two ways, too. Flushes, and writes with FUA, wait for the commit, reads of
+what is not in memory for the disk, and requests behind them go on. A write that the cache has no room for, and a large
+read, which is sent in pieces as the client takes them, hold up the requests behind them on this connection, and nobody
+else; until they are done nothing more is received, so that a client can make the server hold one batch of replies and
+one payload, whatever it sends.
 
 Three decisions that the document leaves to a server:
 

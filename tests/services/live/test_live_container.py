@@ -14,7 +14,7 @@ from snapctl.engine.container import Container
 from snapctl.errors import HasDependents, IoFailure, NameTaken, NodeNotFound, NoSpace, Poisoned
 from snapctl.services.live.container import LiveContainer
 from tests.support.backends import FailingBackend, MemoryBackend
-from tests.support.live import BLOCK, SIZE, SMALL, GatedBackend, content, live, put, reopened, run
+from tests.support.live import BLOCK, SIZE, SMALL, GatedBackend, content, flush_under_way, live, put, reopened, run
 
 
 def test_reads_and_writes_go_on_while_a_commit_waits_for_the_disk():
@@ -23,10 +23,7 @@ def test_reads_and_writes_go_on_while_a_commit_waits_for_the_disk():
         served = live(backend)
         device = served.device("db")
         assert device.write(0, b"a" * BLOCK)
-        backend.gate.clear()
-        flush = asyncio.create_task(served.flush())
-        await asyncio.sleep(0)
-        await backend.until_syncing()
+        flush = await flush_under_way(served, backend)
         assert device.write(BLOCK - 1, b"bb")
         assert content(device)[: BLOCK + 2] == b"a" * (BLOCK - 1) + b"bb\0"
         assert not flush.done()
@@ -46,10 +43,7 @@ def test_flushes_that_come_during_a_commit_share_the_next_one():
         served = live(backend)
         device = served.device("db")
         device.write(0, b"a")
-        backend.gate.clear()
-        first = asyncio.create_task(served.flush())
-        await asyncio.sleep(0)
-        await backend.until_syncing()
+        first = await flush_under_way(served, backend)
         device.write(1, b"b")
         others = [asyncio.create_task(served.flush()) for _ in range(20)]
         await asyncio.sleep(0)
@@ -68,10 +62,7 @@ def test_a_snapshot_holds_what_was_acknowledged_before_it_and_nothing_after():
         served = live(backend)
         device = served.device("db")
         device.write(0, b"before")
-        backend.gate.clear()
-        flush = asyncio.create_task(served.flush())
-        await asyncio.sleep(0)
-        await backend.until_syncing()
+        flush = await flush_under_way(served, backend)
         device.write(2, b"FORE")
         snapshot = asyncio.create_task(served.change(lambda container: container.snapshot("db@s")[0].name))
         await asyncio.sleep(0)
@@ -93,10 +84,7 @@ def test_a_write_waits_for_room_in_the_cache_and_no_longer():
         served = live(backend, most_dirty_bytes=4 * BLOCK)
         device = served.device("db")
         device.write(39 * BLOCK, b"y")
-        backend.gate.clear()
-        flush = asyncio.create_task(served.flush())
-        await asyncio.sleep(0)
-        await backend.until_syncing()
+        flush = await flush_under_way(served, backend)
         accepted = 0
         while device.write(accepted * BLOCK, b"x" * BLOCK):
             accepted += 1
@@ -382,10 +370,7 @@ def test_tables_that_promises_take_into_memory_while_a_commit_is_under_way_are_b
         for _ in range(2):
             await served.flush()
             device.write(0, b"a" * BLOCK)
-        backend.gate.clear()
-        flush = asyncio.create_task(served.flush())
-        await asyncio.sleep(0)
-        await backend.until_syncing()
+        flush = await flush_under_way(served, backend)
         taken = 0
         while device.write(taken * leaf_bytes, b"b" * BLOCK):
             taken += 1

@@ -22,6 +22,7 @@ from tests.support.live import (
     GatedBackend,
     PickyBackend,
     content,
+    flush_under_way,
     live,
     picky,
     reopened,
@@ -101,10 +102,7 @@ def test_closing_tells_everybody_who_waits():
         served = live(backend, most_dirty_bytes=2 * BLOCK)
         device = served.device("db")
         device.write(0, b"x" * BLOCK)
-        backend.gate.clear()
-        flush = asyncio.create_task(served.flush())
-        await asyncio.sleep(0)
-        await backend.until_syncing()
+        flush = await flush_under_way(served, backend)
         device.write(BLOCK, b"x" * BLOCK)
         waiting = [
             asyncio.create_task(served.flush()),
@@ -280,11 +278,8 @@ def test_what_a_shrink_cut_off_does_not_come_back_when_the_volume_grows_again():
         served = live(backend)
         device = served.device("db")
         at = 3 * BLOCK + 10
-        backend.gate.clear()
         device.write(0, b"a" * SIZE)
-        flush = asyncio.create_task(served.flush())
-        await asyncio.sleep(0)
-        await backend.until_syncing()
+        flush = await flush_under_way(served, backend)
 
         def grow(container: Container) -> None:
             backend.gate.clear()
@@ -320,10 +315,7 @@ def test_a_volume_can_be_deleted_under_writes_in_flight_and_in_the_open_generati
         served = live(backend)
         device = served.device("db")
         device.write(0, b"a" * SIZE)
-        backend.gate.clear()
-        flush = asyncio.create_task(served.flush())
-        await asyncio.sleep(0)
-        await backend.until_syncing()
+        flush = await flush_under_way(served, backend)
         device.write(0, b"b" * SIZE)
         delete = asyncio.create_task(served.change(lambda container: container.delete("db"), gives_room=True))
         extents = device.extents(0, SIZE)
