@@ -171,7 +171,7 @@ class TestTheDriverNotices:
 
     def test_ancestors_that_are_not_counted(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(Container, "__len__", lambda _self: 1 << 60)
-        monkeypatch.setattr(drive, "MOST_SECONDS", 1)
+        monkeypatch.setattr(drive, "MOST_SECONDS", 0.2)
         newest, oldest = (node.id for node in _nodes("small") if node.name in {"db@a", "db@b"})
         cycle = {
             "op": "record",

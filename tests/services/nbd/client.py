@@ -226,6 +226,26 @@ class Client:
                 assert command != READ or covered == length
                 return Reply(0, bytes(data), extents, holes)
 
+    def statuses(self, offset: int, length: int) -> dict[int, list[tuple[int, int]]]:
+        """What each context tells of a range, asked as often as it takes: a slow server tells of the beginning only."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        position, end = offset, offset + length
+        while position < end:
+            reply = self.ask(BLOCK_STATUS, position, end - position)
+            assert reply.error == 0
+            told = min(sum(size for size, _ in extents) for extents in reply.extents.values())
+            for context, extents in reply.extents.items():
+                known, left = found.setdefault(context, []), told
+                for size, status in extents:
+                    part = min(size, left)
+                    left -= part
+                    if known and known[-1][1] == status:
+                        known[-1] = known[-1][0] + part, status
+                    elif part:
+                        known.append((part, status))
+            position += told
+        return found
+
     def ask(self, command: int, offset: int = 0, length: int = 0, data: bytes = b"", flags: int = 0) -> Reply:
         """Send a request and receive its reply."""
         self.send_request(command, offset, length, data, flags)

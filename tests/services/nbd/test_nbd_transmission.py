@@ -208,12 +208,12 @@ def test_unfragmented_read_needs_structured_replies(served: Served):
 
 @chunked_forms
 def test_allocation_tells_data_from_holes(client: Client):
-    (found,) = client.ask(nbd.BLOCK_STATUS, 0, SIZE).extents.values()
+    (found,) = client.statuses(0, SIZE).values()
     assert found == [(4096, 3), (12288, 0), (SIZE - 16384, 3)]
     (found,) = client.ask(nbd.BLOCK_STATUS, 5000, SIZE - 5000, flags=nbd.REQ_ONE).extents.values()
     assert found == [(16384 - 5000, 0)]
     client.ask(nbd.TRIM, 8192, 4096)
-    (found,) = client.ask(nbd.BLOCK_STATUS, 0, 16384).extents.values()
+    (found,) = client.statuses(0, 16384).values()
     assert found == [(4096, 3), (4096, 0), (4096, 3), (4096, 0)]
 
 
@@ -224,7 +224,7 @@ def test_depth_and_changes_are_told_with_the_allocation(served: Served, form: st
     served.change(lambda container: container.clone("db@mon", "dev"))
     with served.client("db", form=form, contexts=(*contexts, "qemu:dirty-bitmap:tue")) as client:
         client.write(1 << 20, b"x" * 4096)
-        found = client.ask(nbd.BLOCK_STATUS, 0, SIZE).extents
+        found = client.statuses(0, SIZE)
         rest = SIZE - (1 << 20) - 4096
         gap = (1 << 20) - 16384
         assert found[1] == [(4096, 0), (12288, 1), (gap, 0), (4096, 1), (rest, 0)]
@@ -236,7 +236,7 @@ def test_depth_and_changes_are_told_with_the_allocation(served: Served, form: st
         assert client.read(1 << 20, 4) == b"xxxx"
     with served.client("dev", form=form, contexts=contexts[2:]) as client:
         client.write(0, b"own")
-        (depths,) = client.ask(nbd.BLOCK_STATUS, 0, 16384).extents.values()
+        (depths,) = client.statuses(0, 16384).values()
         assert depths[0] == (4096, 1)
         assert depths[1][1] > 1
 
@@ -250,7 +250,7 @@ def test_context_means_the_snapshot_that_was_chosen_and_none_that_takes_its_name
         client.write(4096, b"x" * 4096)  # which is in the cache, so that no table of the snapshot is asked
         assert client.ask(nbd.BLOCK_STATUS, 4096, 4096).error == nbd.EIO
     with served.client("db", form="structured", contexts=("qemu:dirty-bitmap:mon",)) as client:
-        assert client.ask(nbd.BLOCK_STATUS, 0, 8192).extents == {1: [(4096, 0), (4096, 1)]}
+        assert client.statuses(0, 8192) == {1: [(4096, 0), (4096, 1)]}
 
 
 def test_context_stays_with_a_snapshot_that_is_renamed(served: Served):
