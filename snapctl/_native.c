@@ -2,7 +2,7 @@
  *
  * Every function has a twin in Python, in the module that it belongs to. The twin is the reference: tests hold the two
  * together, and it is what runs where this file was not compiled. Nothing here decides anything, keeps anything between
- * two calls but names, or does input or output, but for one loop that reads.
+ * two calls but names, or does input or output, but for two loops: one reads, one writes.
  *
  * Whatever the arguments, a call returns or raises. That it does the same as its twin takes arguments as the twin
  * describes them: containers and buffers of just these types, numbers from 0 to 2**64 - 1, shifts and units as a
@@ -19,8 +19,10 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
 
@@ -226,17 +228,13 @@ append_number(PyObject *list, uint64_t number)
     return append(list, PyLong_FromUnsignedLongLong(number));
 }
 
-/* A tuple of objects that are ours to give away, or NULL if making one of them failed; the third may be left out. */
+/* A tuple of two objects that are ours to give away, or NULL if making one of them failed. */
 static PyObject *
-tuple(PyObject *first, PyObject *second, PyObject *third, int size)
+pair(PyObject *first, PyObject *second)
 {
-    PyObject *found = first && second && (third || size == 2) ? PyTuple_New(size) : NULL;
-    PyObject *items[] = {first, second, third};
-    for (int i = 0; i < size; i++)
-        if (found == NULL)
-            Py_XDECREF(items[i]);
-        else
-            PyTuple_SET_ITEM(found, i, items[i]);
+    PyObject *found = first && second ? PyTuple_Pack(2, first, second) : NULL;
+    Py_XDECREF(first);
+    Py_XDECREF(second);
     return found;
 }
 
@@ -361,6 +359,7 @@ checksums_of(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t narg
 /* A run of whole blocks beneath one leaf. */
 typedef struct {
     uint64_t first, count;
+    PyObject *data;  /* a reference */
     uint64_t *words; /* of the first block's entry; NULL if the leaf is not there */
     Py_buffer leaf;  /* what holds them, unless the run before does */
 } Run;
@@ -368,22 +367,12 @@ typedef struct {
 static void
 free_runs(Run *runs, Py_ssize_t size)
 {
-    for (Py_ssize_t i = 0; runs != NULL && i < size; i++)
+    for (Py_ssize_t i = 0; runs != NULL && i < size; i++) {
+        Py_XDECREF(runs[i].data);
         if (runs[i].leaf.obj != NULL)
             PyBuffer_Release(&runs[i].leaf);
-    PyMem_Free(runs);
-}
-
-/* Hold the words of a leaf; 0, or -1 after an exception. */
-static int
-hold_leaf(PyObject *words, uint64_t fanout, Py_buffer *leaf)
-{
-    int result = PyObject_GetBuffer(words, leaf, PyBUF_WRITABLE);
-    if (result == 0 && (leaf->itemsize != 8 || (uint64_t)leaf->len != 16 * fanout || (uintptr_t)leaf->buf % 8)) {
-        PyErr_SetString(PyExc_ValueError, "a leaf is an array with two words for each entry");
-        result = -1;
     }
-    return result;
+    PyMem_Free(runs);
 }
 
 /* Find the words of a leaf and hold them; 0, or -1 after an exception. */
@@ -395,8 +384,12 @@ find_leaf(PyObject *leaves, uint64_t leaf_no, uint64_t fanout, Py_buffer *leaf)
     Py_XDECREF(key);
     if (words == NULL)
         return PyErr_Occurred() ? -1 : 0;
-    int result = hold_leaf(words, fanout, leaf);
+    int result = PyObject_GetBuffer(words, leaf, PyBUF_WRITABLE);
     Py_DECREF(words);
+    if (result == 0 && (leaf->itemsize != 8 || (uint64_t)leaf->len != 16 * fanout || (uintptr_t)leaf->buf % 8)) {
+        PyErr_SetString(PyExc_ValueError, "a leaf is an array with two words for each entry");
+        result = -1;
+    }
     return result;
 }
 
@@ -410,11 +403,15 @@ read_runs(PyObject *list, PyObject *leaves, uint64_t block_shift, uint64_t fanou
     if (runs == NULL)
         return (Run *)PyErr_NoMemory();
     *size = n;
-    for (Py_ssize_t i = 0; i < n; i++)
-        runs[i].leaf.obj = NULL;
     for (Py_ssize_t i = 0; i < n; i++) {
-        if (read_pair(PyList_GET_ITEM(list, i), &runs[i].first, &length) < 0)
+        runs[i].leaf.obj = NULL;
+        runs[i].data = NULL;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *pair = PyList_GET_ITEM(list, i);
+        if (read_pair(pair, &runs[i].first, &length) < 0)
             goto failed;
+        runs[i].data = Py_NewRef(PyTuple_GET_ITEM(pair, 1));
         runs[i].count = length >> block_shift;
         if (!length || runs[i].count << block_shift != length ||
             (runs[i].first & (fanout - 1)) + runs[i].count > fanout) {
@@ -511,57 +508,99 @@ are_fresh(Bitmap *bitmap, PyObject *bitmaps, uint64_t page_no, uint64_t units, u
     return found;
 }
 
+static int
+compare(const void *one, const void *other)
+{
+    uint64_t left = *(const uint64_t *)one, right = *(const uint64_t *)other;
+    return (left > right) - (left < right);
+}
+
+/* A list of numbers; NULL after an exception. */
+static PyObject *
+list_of(const uint64_t *numbers, Py_ssize_t size)
+{
+    PyObject *list = PyList_New(size);
+    for (Py_ssize_t i = 0; list != NULL && i < size; i++) {
+        PyObject *number = PyLong_FromUnsignedLongLong(numbers[i]);
+        if (number == NULL)
+            Py_CLEAR(list);
+        else
+            PyList_SET_ITEM(list, i, number);
+    }
+    return list;
+}
+
 /* Twin: snapctl.engine.placing.pure_plan */
 static PyObject *
 plan(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
-    uint64_t block_shift, fanout_shift, bitmap_shift, units, new_blocks = 0;
+    uint64_t block_shift, fanout_shift, bitmap_shift, units;
     if (check("plan", "ddlsssc", args, nargs, &block_shift, &fanout_shift, &bitmap_shift, &units) < 0)
         return NULL;
-    PyObject *leaves = args[0], *bitmaps = args[1], *result = NULL;
+    PyObject *result = NULL;
     Bitmap bitmap = {.names = PyModule_GetState(module)};
-    Py_ssize_t size = 0;
-    Run *runs = read_runs(args[2], leaves, block_shift, fanout_shift, &size);
-    PyObject *places = PyList_New(size), *old = PyList_New(0);
-    if (runs == NULL || places == NULL || old == NULL)
+    Py_ssize_t size = 0, blocks = 0, given_up = 0, again = 0, next = 0;
+    uint64_t *pages = NULL, *old = NULL, *kept = NULL;
+    PyObject *again_data = PyList_New(0), *moved_data = PyList_New(0), *all = NULL, *again_pages = NULL, *given = NULL;
+    Run *runs = read_runs(args[2], args[0], block_shift, fanout_shift, &size);
+    if (runs == NULL || again_data == NULL || moved_data == NULL)
         goto done;
+    for (Py_ssize_t i = 0; i < size; i++)
+        blocks += (Py_ssize_t)runs[i].count;
+    pages = PyMem_New(uint64_t, blocks + 1);
+    old = PyMem_New(uint64_t, blocks + 1);
+    kept = PyMem_New(uint64_t, blocks + 1);
+    if (pages == NULL || old == NULL || kept == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
     for (Py_ssize_t i = 0; i < size; i++) {
         const Run *run = &runs[i];
         const uint64_t *words = run->words;
         if (words == NULL)
             goto otherwise;
-        uint64_t place = 0, j = 0;
+        uint64_t j = 0, first = words[0] & PAGE_MASK;
+        Freshness found = KEPT;
         if (words[0] >> KIND_SHIFT == PAGE_KIND)
             while (++j < run->count && words[2 * j] == words[0] + j * units)
                 ;
-        if (j == run->count) {
-            place = words[0] & PAGE_MASK;
-            Freshness found = are_fresh(&bitmap, bitmaps, place, run->count * units, bitmap_shift);
-            if (found == FAILED)
-                goto done;
-            if (found == UNKNOWN)
-                goto otherwise;
-            if (found == KEPT)
-                place = 0;
-        }
-        if (!place) {
-            new_blocks += run->count;
-            for (j = 0; j < run->count; j++)
-                if (words[2 * j] >> KIND_SHIFT == PAGE_KIND && append_number(old, words[2 * j] & PAGE_MASK) < 0)
-                    goto done;
-        }
-        PyObject *number = PyLong_FromUnsignedLongLong(place);
-        if (number == NULL)
+        if (j == run->count)
+            found = are_fresh(&bitmap, args[1], first, run->count * units, bitmap_shift);
+        if (found == FAILED)
             goto done;
-        PyList_SET_ITEM(places, i, number);
+        if (found == UNKNOWN)
+            goto otherwise;
+        if (PyList_Append(found == FRESH ? again_data : moved_data, run->data) < 0)
+            goto done;
+        for (j = 0; j < run->count; j++)
+            if (found == FRESH)
+                kept[again++] = pages[next++] = first + j * units;
+            else {
+                pages[next++] = 0;
+                if (words[2 * j] >> KIND_SHIFT == PAGE_KIND)
+                    old[given_up++] = words[2 * j] & PAGE_MASK;
+            }
     }
-    result = Py_BuildValue("OOK", places, old, (unsigned long long)new_blocks);
+    qsort(old, given_up, sizeof *old, compare);
+    again_pages = list_of(kept, again);
+    qsort(kept, again, sizeof *kept, compare);
+    for (Py_ssize_t i = 1; i < given_up || i < again; i++)
+        if ((i < given_up && old[i] == old[i - 1]) || (i < again && kept[i] == kept[i - 1]))
+            goto otherwise;
+    if ((all = list_of(pages, blocks)) != NULL && again_pages != NULL && (given = list_of(old, given_up)) != NULL)
+        result = PyTuple_Pack(5, all, again_pages, again_data, moved_data, given);
     goto done;
 otherwise:
     result = Py_NewRef(Py_None);
 done:
-    Py_XDECREF(places);
-    Py_XDECREF(old);
+    PyMem_Free(pages);
+    PyMem_Free(old);
+    PyMem_Free(kept);
+    Py_XDECREF(again_data);
+    Py_XDECREF(moved_data);
+    Py_XDECREF(all);
+    Py_XDECREF(again_pages);
+    Py_XDECREF(given);
     forget_bitmap(&bitmap);
     free_runs(runs, size);
     return result;
@@ -571,24 +610,25 @@ done:
 static PyObject *
 enter(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    uint64_t block_shift, fanout_shift, units, birth, *places = NULL, *pages = NULL, *sums = NULL;
-    if (check("enter", "dllllsscu", args, nargs, &block_shift, &fanout_shift, &units, &birth) < 0)
+    uint64_t block_shift, fanout_shift, birth, *pages = NULL, *fresh = NULL, *sums = NULL, blocks = 0;
+    if (check("enter", "dllolssu", args, nargs, &block_shift, &fanout_shift, &birth) < 0)
         return NULL;
-    PyObject *result = NULL;
-    Py_ssize_t size = 0, places_size, pages_size, sums_size;
-    Run *runs = read_runs(args[1], args[0], block_shift, fanout_shift, &size);
-    if (runs == NULL || (places = read_numbers(args[2], &places_size)) == NULL ||
-        (pages = read_numbers(args[3], &pages_size)) == NULL || (sums = read_numbers(args[4], &sums_size)) == NULL)
+    PyObject *result = NULL, *given = PySequence_List(args[3]);
+    Py_ssize_t size = 0, pages_size, fresh_size, sums_size, taken = 0;
+    Run *runs = given == NULL ? NULL : read_runs(args[1], args[0], block_shift, fanout_shift, &size);
+    if (runs == NULL || (pages = read_numbers(args[2], &pages_size)) == NULL ||
+        (fresh = read_numbers(given, &fresh_size)) == NULL || (sums = read_numbers(args[4], &sums_size)) == NULL)
         goto done;
-    uint64_t blocks = 0, fresh = 0;
     int are_there = 1;
-    for (Py_ssize_t i = 0; i < size && size == places_size; i++) {
+    for (Py_ssize_t i = 0; i < size; i++) {
         blocks += runs[i].count;
-        fresh += places[i] ? 0 : runs[i].count;
         are_there &= runs[i].words != NULL;
     }
-    if (size != places_size || blocks != (uint64_t)sums_size || fresh != (uint64_t)pages_size) {
-        PyErr_SetString(PyExc_ValueError, "not one checksum for each block, or not one page for each that has none");
+    for (Py_ssize_t i = 0; i < pages_size; i++)
+        if (!pages[i] && taken++ < fresh_size)
+            pages[i] = fresh[taken - 1];
+    if (blocks != (uint64_t)sums_size || blocks != (uint64_t)pages_size || taken != fresh_size) {
+        PyErr_SetString(PyExc_ValueError, "not one page and one checksum for each block");
         goto done;
     }
     if (!are_there) {
@@ -598,14 +638,15 @@ enter(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
     const uint64_t *page = pages, *sum = sums;
     for (Py_ssize_t i = 0; i < size; i++)
         for (uint64_t j = 0; j < runs[i].count; j++) {
-            runs[i].words[2 * j] = PAGE_KIND << KIND_SHIFT | (places[i] ? places[i] + j * units : *page++);
+            runs[i].words[2 * j] = PAGE_KIND << KIND_SHIFT | *page++;
             runs[i].words[2 * j + 1] = birth | (*sum++ & UINT32_MAX);
         }
     result = Py_NewRef(Py_None);
 done:
     free_runs(runs, size);
-    PyMem_Free(places);
+    Py_XDECREF(given);
     PyMem_Free(pages);
+    PyMem_Free(fresh);
     PyMem_Free(sums);
     return result;
 }
@@ -615,7 +656,7 @@ static PyObject *
 locate_each(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     uint64_t block_shift, fanout_shift, units, unit, first_page, end_page, offset, length;
-    if (check("locate_each", "llsscuuu", args, nargs, &block_shift, &fanout_shift, &units, &unit, &first_page,
+    if (check("locate_each", "dlsscuuu", args, nargs, &block_shift, &fanout_shift, &units, &unit, &first_page,
               &end_page) < 0)
         return NULL;
     uint64_t block_mask = (UINT64_C(1) << block_shift) - 1, fanout = UINT64_C(1) << fanout_shift;
@@ -623,19 +664,15 @@ locate_each(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs
     Py_buffer leaf = {.obj = NULL};
     if (places == NULL || sums == NULL)
         goto done;
-    if (PyList_GET_SIZE(args[0]) != PyList_GET_SIZE(args[1])) {
-        PyErr_SetString(PyExc_ValueError, "not one leaf for each range");
-        goto done;
-    }
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[0]) && i < PyList_GET_SIZE(args[1]); i++) {
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[1]); i++) {
         if (read_range(PyList_GET_ITEM(args[1], i), &offset, &length) < 0)
             goto done;
         PyObject *place = NULL;
         uint64_t first = offset >> block_shift & (fanout - 1), count = length >> block_shift;
-        if (PyList_GET_ITEM(args[0], i) != Py_None && !((offset | length) & block_mask) && count &&
-            count <= fanout - first) {
-            if (hold_leaf(PyList_GET_ITEM(args[0], i), fanout, &leaf) < 0)
-                goto done;
+        if (!((offset | length) & block_mask) && count && count <= fanout - first &&
+            find_leaf(args[0], offset >> block_shift >> fanout_shift, fanout, &leaf) < 0)
+            goto done;
+        if (leaf.obj != NULL) {
             const uint64_t *words = (const uint64_t *)leaf.buf + 2 * first;
             uint64_t page_no = words[0] & PAGE_MASK, pages = count * units, j = 0;
             if (words[0] >> KIND_SHIFT == PAGE_KIND && page_no >= first_page && pages <= end_page &&
@@ -646,8 +683,7 @@ locate_each(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs
                 for (j = 0; j < count; j++)
                     if (append_number(sums, words[2 * j + 1] & UINT32_MAX) < 0)
                         goto done;
-                place = tuple(PyLong_FromUnsignedLongLong(page_no * unit), PyLong_FromUnsignedLongLong(length),
-                              NULL, 2);
+                place = pair(PyLong_FromUnsignedLongLong(page_no * unit), PyLong_FromUnsignedLongLong(length));
                 if (place == NULL)
                     goto done;
             }
@@ -665,21 +701,40 @@ done:
     return result;
 }
 
+/* Hold the bytes of two bytearrays of one size; 0, or -1 after an exception. */
+static int
+hold_both(PyObject *const *args, Py_buffer *first, Py_buffer *second)
+{
+    if (PyObject_GetBuffer(args[0], first, PyBUF_WRITABLE) < 0)
+        return -1;
+    if (PyObject_GetBuffer(args[1], second, PyBUF_WRITABLE) < 0) {
+        PyBuffer_Release(first);
+        return -1;
+    }
+    if (first->len == second->len)
+        return 0;
+    PyErr_SetString(PyExc_ValueError, "the states of a bitmap have one size");
+    PyBuffer_Release(first);
+    PyBuffer_Release(second);
+    return -1;
+}
+
 /* Twin: snapctl.storage.bitmap.pure_clear_each */
 static PyObject *
 clear_each(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (check("clear_each", "abbl", args, nargs) < 0)
+    if (check("clear_each", "abbol", args, nargs) < 0)
         return NULL;
     const char *committed = PyBytes_AS_STRING(args[1]), *previous = PyBytes_AS_STRING(args[2]);
-    Py_buffer current;
-    if (PyObject_GetBuffer(args[0], &current, PyBUF_WRITABLE) < 0)
+    Py_buffer current, free = {.obj = NULL};
+    if (args[3] == Py_None ? PyObject_GetBuffer(args[0], &current, PyBUF_WRITABLE) < 0
+                           : hold_both((PyObject *const[]){args[0], args[3]}, &current, &free) < 0)
         return NULL;
-    char *bytes = current.buf;
-    PyObject *again = PyList_New(0), *result = NULL;
-    Py_ssize_t size, held = 0;
-    uint64_t *bits = read_numbers(args[3], &size);
-    if (again == NULL || bits == NULL)
+    char *bytes = current.buf, *also = free.buf;
+    PyObject *result = NULL;
+    Py_ssize_t size, held = 0, again = 0;
+    uint64_t *bits = read_numbers(args[4], &size);
+    if (bits == NULL)
         goto done;
     if (PyBytes_GET_SIZE(args[1]) != current.len || PyBytes_GET_SIZE(args[2]) != current.len) {
         PyErr_SetString(PyExc_ValueError, "the states of a bitmap have one size");
@@ -690,19 +745,125 @@ clear_each(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
             result = Py_NewRef(Py_None);
             goto done;
         }
-        if (bit_of(committed, bits[i]))
-            held++;
-        else if (!bit_of(previous, bits[i]) && append_number(again, bits[i]) < 0)
-            goto done;
+        held += bit_of(committed, bits[i]);
+        again += !bit_of(committed, bits[i]) && !bit_of(previous, bits[i]);
     }
-    result = Py_BuildValue("nO", held, again);
-    for (Py_ssize_t i = 0; result != NULL && i < size; i++)
+    result = Py_BuildValue("nn", held, again);
+    for (Py_ssize_t i = 0; result != NULL && i < size; i++) {
         bytes[bits[i] >> 3] &= (char)~(1u << (bits[i] & 7));
+        if (also != NULL && !bit_of(committed, bits[i]) && !bit_of(previous, bits[i]))
+            also[bits[i] >> 3] |= (char)(1u << (bits[i] & 7));
+    }
 done:
-    Py_XDECREF(again);
     PyMem_Free(bits);
     PyBuffer_Release(&current);
+    if (free.obj != NULL)
+        PyBuffer_Release(&free);
     return result;
+}
+
+/* The 64 bits from a byte on, the first one lowest. */
+static uint64_t
+word_of(const char *bytes)
+{
+    uint64_t word;
+    memcpy(&word, bytes, 8);
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    word = __builtin_bswap64(word);
+#endif
+    return word;
+}
+
+/* The first bit at `at` or behind it that is set, or is clear; `end` if there is none before. */
+static uint64_t
+next_bit(const char *bytes, uint64_t at, uint64_t end, int is_set)
+{
+    while (at < end) {
+        uint64_t start = at & ~UINT64_C(7);
+        if (start + 64 > end) {
+            if (bit_of(bytes, at) == is_set)
+                break;
+            at++;
+            continue;
+        }
+        uint64_t word = (is_set ? word_of(bytes + start / 8) : ~word_of(bytes + start / 8)) >> (at - start);
+        if (word)
+            return at + (uint64_t)__builtin_ctzll(word);
+        at = start + 64;
+    }
+    return at < end ? at : end;
+}
+
+/* Twin: snapctl.storage.bitmap.pure_take_runs */
+static PyObject *
+take_runs(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t units;
+    int64_t count;
+    if (check("take_runs", "aaci", args, nargs, &units, &count) < 0)
+        return NULL;
+    Py_buffer free, current;
+    if (hold_both(args, &free, &current) < 0)
+        return NULL;
+    char *there = free.buf, *taken = current.buf;
+    uint64_t size = 8 * (uint64_t)free.len;
+    PyObject *found = PyList_New(0);
+    for (uint64_t at = 0; found != NULL && PyList_GET_SIZE(found) < count;) {
+        uint64_t start = next_bit(there, at, size, 1), most = units < size - start ? start + units : size;
+        at = next_bit(there, start, most, 0);
+        if (at == size && at - start < units)
+            break;
+        if (at - start == units) {
+            if (next_bit(taken, start, at, 1) < at)
+                Py_SETREF(found, Py_NewRef(Py_None));
+            else if (append_number(found, start) == 0)
+                continue;
+            else
+                Py_CLEAR(found);
+            break;
+        }
+    }
+    for (Py_ssize_t i = 0; found != NULL && found != Py_None && i < PyList_GET_SIZE(found); i++) {
+        uint64_t start = PyLong_AsUnsignedLongLong(PyList_GET_ITEM(found, i));
+        for (uint64_t bit = start; bit < start + units; bit++) {
+            there[bit >> 3] &= (char)~(1u << (bit & 7));
+            taken[bit >> 3] |= (char)(1u << (bit & 7));
+        }
+    }
+    PyBuffer_Release(&free);
+    PyBuffer_Release(&current);
+    return found;
+}
+
+/* Twin: snapctl.storage.bitmap.pure_find_run */
+static PyObject *
+find_run(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    int64_t stop;
+    uint64_t least;
+    if (check("find_run", "aiu", args, nargs, &stop, &least) < 0)
+        return NULL;
+    const char *bytes = PyByteArray_AS_STRING(args[0]);
+    uint64_t size = 8 * (uint64_t)PyByteArray_GET_SIZE(args[0]), start = 0, end = 0;
+    size = stop < 0 ? 0 : (uint64_t)stop < size ? (uint64_t)stop : size;
+    do {
+        if (least < 128)
+            start = next_bit(bytes, end, size, 1);
+        else {
+            /* Most runs are short, but so many bits hold 64 from one multiple of 64 to the next. */
+            start = (end + 63) & ~UINT64_C(63);
+            while (start + 64 <= size && word_of(bytes + start / 8) != UINT64_MAX)
+                start += 64;
+            if (start + 64 > size)
+                return Py_NewRef(Py_None);
+            while (start > end && bit_of(bytes, start - 1))
+                start--;
+        }
+        end = next_bit(bytes, start, size, 0);
+    } while (start < size && end - start < least);
+    if (start == size)
+        return Py_NewRef(Py_None);
+    return Py_BuildValue("KK", (unsigned long long)start, (unsigned long long)end);
 }
 
 /* ---- The file -------------------------------------------------------------------------------------------------- */
@@ -745,6 +906,94 @@ read_each(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
     return found;
 }
 
+enum { MOST_PARTS = 64 };
+
+/* Write pages of `size` bytes out of buffers, each to its offset, neighbours at a stroke, though no more than `portion`
+ * bytes; 0, or the number of an error. */
+static int
+write_pages(int fd, const uint64_t *offsets, Py_ssize_t count, const Py_buffer *buffer, uint64_t size, uint64_t portion)
+{
+    uint64_t at = 0;
+    for (Py_ssize_t i = 0; i < count;) {
+        struct iovec parts[MOST_PARTS];
+        uint64_t offset = offsets[i], length = 0;
+        int used = 0;
+        do {
+            for (; at == (uint64_t)buffer->len; at = 0)
+                buffer++;
+            char *page = (char *)buffer->buf + at;
+            if (used && (char *)parts[used - 1].iov_base + parts[used - 1].iov_len == page)
+                parts[used - 1].iov_len += size;
+            else
+                parts[used++] = (struct iovec){page, size};
+            at += size;
+            length += size;
+            i++;
+        } while (i < count && offsets[i] == offset + length && used < MOST_PARTS && length + size <= portion);
+        for (struct iovec *part = parts; length;) {
+            ssize_t done = pwritev(fd, part, used, (off_t)offset);
+            if (done < 0 && errno == EINTR)
+                continue;
+            if (done <= 0)
+                return done < 0 ? errno : EIO;
+            offset += (uint64_t)done;
+            length -= (uint64_t)done;
+            for (; length && (size_t)done >= part->iov_len; part++, used--)
+                done -= (ssize_t)part->iov_len;
+            part->iov_base = (char *)part->iov_base + done;
+            part->iov_len -= (size_t)done;
+        }
+    }
+    return 0;
+}
+
+/* Twin: snapctl.storage.backend.pure_write_each */
+static PyObject *
+write_each(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    int64_t fd;
+    uint64_t size, portion;
+    if (check("write_each", "illuu", args, nargs, &fd, &size, &portion) < 0)
+        return NULL;
+    if (fd != (int)fd) {
+        PyErr_SetString(PyExc_OverflowError, "no such descriptor");
+        return NULL;
+    }
+    PyObject *result = NULL;
+    Py_ssize_t pages, held = 0, count = PyList_GET_SIZE(args[2]);
+    uint64_t *offsets = read_numbers(args[1], &pages), length = 0;
+    Py_buffer *buffers = PyMem_New(Py_buffer, count + 1);
+    int fits = size > 0, error = 0;
+    if (offsets == NULL || buffers == NULL) {
+        if (offsets != NULL)
+            PyErr_NoMemory();
+        goto done;
+    }
+    for (; held < count && held < PyList_GET_SIZE(args[2]); held++) {
+        if (PyObject_GetBuffer(PyList_GET_ITEM(args[2], held), &buffers[held], PyBUF_SIMPLE) < 0)
+            goto done;
+        length += (uint64_t)buffers[held].len;
+        fits &= size && (uint64_t)buffers[held].len % size == 0;
+    }
+    for (Py_ssize_t i = 0; i < pages; i++)
+        fits &= offsets[i] <= INT64_MAX - length;
+    if (!fits || length / size != (uint64_t)pages) {
+        PyErr_SetString(PyExc_ValueError, "not one page for each offset");
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    error = write_pages((int)fd, offsets, pages, buffers, size, portion);
+    Py_END_ALLOW_THREADS;
+    errno = error;
+    result = error ? PyErr_SetFromErrno(PyExc_OSError) : Py_NewRef(Py_None);
+done:
+    while (held)
+        PyBuffer_Release(&buffers[--held]);
+    PyMem_Free(buffers);
+    PyMem_Free(offsets);
+    return result;
+}
+
 #endif
 
 /* ---- Requests -------------------------------------------------------------------------------------------------- */
@@ -762,7 +1011,8 @@ runs_of(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     uint64_t block_mask = (UINT64_C(1) << block_shift) - 1, fanout = UINT64_C(1) << fanout_shift;
     Py_ssize_t size = PyList_GET_SIZE(args[0]), held = 0;
-    PyObject *result = NULL;
+    PyObject *result = NULL, *runs = NULL, *leaves = NULL;
+    uint64_t blocks = 0;
     Write *writes = PyMem_New(Write, size + 1);
     if (writes == NULL)
         return PyErr_NoMemory();
@@ -782,14 +1032,25 @@ runs_of(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
     for (Py_ssize_t i = 1; i < size; i++)
         if (writes[i].first < writes[i - 1].stop)
             goto otherwise;
-    result = PyList_New(size);
-    for (Py_ssize_t i = 0; result != NULL && i < size; i++) {
-        PyObject *run = tuple(PyLong_FromUnsignedLongLong(writes[i].first), Py_NewRef(writes[i].data), NULL, 2);
+    runs = PyList_New(size);
+    leaves = PySet_New(NULL);
+    for (Py_ssize_t i = 0; runs != NULL && leaves != NULL && i < size; i++) {
+        uint64_t leaf = writes[i].first >> fanout_shift;
+        PyObject *run = pair(PyLong_FromUnsignedLongLong(writes[i].first), Py_NewRef(writes[i].data));
         if (run == NULL)
-            Py_CLEAR(result);
-        else
-            PyList_SET_ITEM(result, i, run);
+            goto done;
+        PyList_SET_ITEM(runs, i, run);
+        blocks += writes[i].stop - writes[i].first;
+        if (i && leaf == writes[i - 1].first >> fanout_shift)
+            continue;
+        PyObject *number = PyLong_FromUnsignedLongLong(leaf);
+        int failed = number == NULL || PySet_Add(leaves, number) < 0;
+        Py_XDECREF(number);
+        if (failed)
+            goto done;
     }
+    if (runs != NULL && leaves != NULL)
+        result = Py_BuildValue("OOK", runs, leaves, (unsigned long long)blocks);
     goto done;
 otherwise:
     result = Py_NewRef(Py_None);
@@ -797,6 +1058,8 @@ done:
     while (held)
         Py_DECREF(writes[--held].data);
     PyMem_Free(writes);
+    Py_XDECREF(runs);
+    Py_XDECREF(leaves);
     return result;
 }
 
@@ -835,10 +1098,11 @@ plain_requests(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t na
     if (view == NULL)
         return NULL;
     const Py_buffer *buffer = PyMemoryView_GET_BUFFER(view);
-    PyObject *reads = PyList_New(0), *cookies = PyList_New(0), *writes = PyList_New(0), *result = NULL;
+    PyObject *read_cookies = PyList_New(0), *ranges = PyList_New(0), *result = NULL;
+    PyObject *write_cookies = PyList_New(0), *writes = PyList_New(0);
     Span *written = NULL;
     Py_ssize_t count = 0;
-    if (reads == NULL || cookies == NULL || writes == NULL)
+    if (read_cookies == NULL || ranges == NULL || write_cookies == NULL || writes == NULL)
         goto done;
     if (buffer->ndim != 1 || buffer->itemsize != 1 || !PyBuffer_IsContiguous(buffer, 'C') || position < 0 || end < 0 ||
         end > buffer->len || (header != 28 && header != 32)) {
@@ -862,24 +1126,25 @@ plain_requests(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t na
         if (kind == plain_write && length <= (uint64_t)(end - begin)) {
             position = begin + (int64_t)length;
             written[count++] = (Span){offset, offset + length};
-            if (append_number(cookies, cookie) < 0 ||
-                append(writes, tuple(PyLong_FromUnsignedLongLong(offset), PySequence_GetSlice(view, begin, position), NULL, 2)) < 0)
+            if (append_number(write_cookies, cookie) < 0 ||
+                append(writes, pair(PyLong_FromUnsignedLongLong(offset), PySequence_GetSlice(view, begin, position))) < 0)
                 goto done;
         } else if (kind == plain_read && length <= most_read_bytes && !touches(written, count, offset, length)) {
             position = begin;
             room = length < (uint64_t)room ? room - (int64_t)length : 0;
-            if (append(reads, tuple(PyLong_FromUnsignedLongLong(cookie), PyLong_FromUnsignedLongLong(offset),
-                                    PyLong_FromUnsignedLongLong(length), 3)) < 0)
+            if (append_number(read_cookies, cookie) < 0 ||
+                append(ranges, pair(PyLong_FromUnsignedLongLong(offset), PyLong_FromUnsignedLongLong(length))) < 0)
                 goto done;
         } else
             break;
     }
-    result = Py_BuildValue("LOOO", (long long)position, reads, cookies, writes);
+    result = Py_BuildValue("LOOOO", (long long)position, read_cookies, ranges, write_cookies, writes);
 done:
     PyMem_Free(written);
     Py_DECREF(view);
-    Py_XDECREF(reads);
-    Py_XDECREF(cookies);
+    Py_XDECREF(read_cookies);
+    Py_XDECREF(ranges);
+    Py_XDECREF(write_cookies);
     Py_XDECREF(writes);
     return result;
 }
@@ -892,11 +1157,14 @@ static PyMethodDef functions[] = {
     FUNCTION(checksums, "(data, size, /)"),
     FUNCTION(checksums_of, "(buffers, size, /)"),
     FUNCTION(plan, "(leaves, bitmaps, runs, block_shift, fanout_shift, bitmap_shift, units, /)"),
-    FUNCTION(enter, "(leaves, runs, places, pages, sums, block_shift, fanout_shift, units, birth, /)"),
+    FUNCTION(enter, "(leaves, runs, pages, fresh, sums, block_shift, fanout_shift, birth, /)"),
     FUNCTION(locate_each, "(leaves, ranges, block_shift, fanout_shift, units, unit, first_page, end_page, /)"),
-    FUNCTION(clear_each, "(current, committed, previous, bits, /)"),
+    FUNCTION(clear_each, "(current, committed, previous, free, bits, /)"),
+    FUNCTION(take_runs, "(free, current, units, count, /)"),
+    FUNCTION(find_run, "(free, stop, least, /)"),
 #ifdef __linux__
     FUNCTION(read_each, "(fd, places, flags, /)"),
+    FUNCTION(write_each, "(fd, offsets, buffers, size, portion, /)"),
 #endif
     FUNCTION(runs_of, "(writes, block_shift, fanout_shift, size_bytes, /)"),
     FUNCTION(plain_requests, "(data, position, end, header_bytes, plain_read, plain_write, end_bytes, most_bytes, "

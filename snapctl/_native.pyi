@@ -1,4 +1,5 @@
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 from snapctl.storage.backend import Buffer
@@ -14,21 +15,20 @@ def plan(
     bitmap_shift: int,
     units: int,
     /,
-) -> tuple[list[int], list[int], int] | None: ...
+) -> tuple[list[int], list[int], list[Buffer], list[Buffer], list[int]] | None: ...
 def enter(
     leaves: dict[int, array[int]],
     runs: list[tuple[int, Buffer]],
-    places: list[int],
     pages: list[int],
+    fresh: Sequence[int],
     sums: list[int],
     block_shift: int,
     fanout_shift: int,
-    units: int,
     birth: int,
     /,
 ) -> None: ...
 def locate_each(
-    leaves: list[array[int] | None],
+    leaves: dict[int, array[int]],
     ranges: list[tuple[int, int]],
     block_shift: int,
     fanout_shift: int,
@@ -39,12 +39,15 @@ def locate_each(
     /,
 ) -> tuple[list[tuple[int, int] | None], list[int]]: ...
 def read_each(fd: int, places: list[tuple[int, int]], flags: int, /) -> list[Buffer] | None: ...
+def write_each(fd: int, offsets: list[int], buffers: list[Buffer], size: int, portion: int, /) -> None: ...
 def clear_each(
-    current: bytearray, committed: bytes, previous: bytes, bits: list[int], /
-) -> tuple[int, list[int]] | None: ...
+    current: bytearray, committed: bytes, previous: bytes, free: bytearray | None, bits: list[int], /
+) -> tuple[int, int] | None: ...
+def take_runs(free: bytearray, current: bytearray, units: int, count: int, /) -> list[int] | None: ...
+def find_run(free: bytearray, stop: int, least: int, /) -> tuple[int, int] | None: ...
 def runs_of(
     writes: list[tuple[int, memoryview]], block_shift: int, fanout_shift: int, size_bytes: int, /
-) -> list[tuple[int, Buffer]] | None: ...
+) -> tuple[list[tuple[int, Buffer]], set[int], int] | None: ...
 def plain_requests(
     data: bytes | bytearray,
     position: int,
@@ -57,4 +60,4 @@ def plain_requests(
     most_read_bytes: int,
     most: int,
     /,
-) -> tuple[int, list[tuple[int, int, int]], list[int], list[tuple[int, memoryview]]]: ...
+) -> tuple[int, list[int], list[tuple[int, int]], list[int], list[tuple[int, memoryview]]]: ...

@@ -167,7 +167,7 @@ class Container(Session):
         unit, pages, superblock = self.geometry.unit, self._store.pages, self._store.superblock
         capacity = (superblock.pages_limit or self.geometry.max_units) * unit
         reserves = self._store.space.reserve * unit, pages.reserve.length(superblock.pages_total)
-        room = min(capacity - reserves[0], pages.backend.room() - reserves[1])
+        room = min(capacity - reserves[0], pages.backend.room(self.used_bytes) - reserves[1])
         return Usage(self.used_bytes, max(0, room - self.used_bytes), max(reserves))
 
     @property

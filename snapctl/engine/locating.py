@@ -11,7 +11,7 @@ __all__ = ["locate_each", "pure_locate_each"]
 
 
 def pure_locate_each(
-    leaves: list[array[int] | None],
+    leaves: dict[int, array[int]],
     ranges: list[tuple[int, int]],
     block_shift: int,
     fanout_shift: int,
@@ -24,7 +24,7 @@ def pure_locate_each(
     """Find out where ranges are that are whole blocks beneath one leaf, in pages that follow each other.
 
     Args:
-        leaves: the words of the leaf above each range, or None.
+        leaves: the words of last-level tables, by number.
         ranges: offset and length in bytes.
         block_shift: logarithm of the size of a block.
         fanout_shift: likewise of the blocks beneath a leaf.
@@ -40,7 +40,8 @@ def pure_locate_each(
     block_mask, fanout = (1 << block_shift) - 1, 1 << fanout_shift
     places: list[tuple[int, int] | None] = []
     sums: list[int] = []
-    for words, (offset, length) in zip(leaves, ranges, strict=True):
+    for offset, length in ranges:
+        words = leaves.get(offset >> block_shift >> fanout_shift)
         first, count = offset >> block_shift & fanout - 1, length >> block_shift
         places.append(None)
         if words is None or (offset | length) & block_mask or not 0 < count <= fanout - first:

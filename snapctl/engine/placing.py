@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from snapctl.format.pointer import CHECKSUM_MASK, KIND_SHIFT, PAGE, PAGE_MASK, PAGE_WORD
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from snapctl.engine.runs import Run
+    from snapctl.storage.backend import Buffer
     from snapctl.storage.spacemap import Bitmap
 
 
@@ -29,7 +30,7 @@ def pure_plan(
     bitmap_shift: int,
     units: int,
     /,
-) -> tuple[list[int], list[int], int] | None:
+) -> tuple[list[int], list[int], list[Buffer], list[Buffer], list[int]] | None:
     """Find out where runs go, of which nothing has to be preserved.
 
     A run whose pages follow each other and were all born in the open transaction is written in place; all pages of any
@@ -45,29 +46,37 @@ def pure_plan(
         units: of a block.
 
     Returns:
-        Of each run the first page if it is written in place, else 0; the pages that are given up; how many blocks take
-        fresh ones. None if a leaf or a bitmap is not there, or a page that is to be overwritten is not in use.
+        A `Plan`, as far as it goes. None if a leaf or a bitmap is not there, a page that is to be overwritten is not in
+        use, or two blocks have one page.
     """
-    places: list[int] = []
+    pages: list[int] = []
+    again: list[int] = []
+    again_data: list[Buffer] = []
+    moved_data: list[Buffer] = []
     old: list[int] = []
-    new_blocks = 0
     for first, data in runs:
         words = leaves.get(first >> fanout_shift)
         if words is None:
             return None
         low, count = 2 * (first & (1 << fanout_shift) - 1), len(data) >> block_shift
         found = words[low : low + 2 * count : 2].tolist()
-        place = 0
+        fresh: bool | None = False
         if found[0] >> KIND_SHIFT == PAGE and found == list(range(found[0], found[0] + count * units, units)):
             fresh = _are_fresh(bitmaps, found[0] & PAGE_MASK, count * units, bitmap_shift)
             if fresh is None:
                 return None
-            place = found[0] & PAGE_MASK if fresh else 0
-        if not place:
-            new_blocks += count
-            old += [word & PAGE_MASK for word in found if word >> KIND_SHIFT == PAGE]
-        places.append(place)
-    return places, old, new_blocks
+        kept = [word & PAGE_MASK for word in found if word >> KIND_SHIFT == PAGE]
+        if fresh:
+            pages += kept
+            again += kept
+            again_data.append(data)
+        else:
+            pages += [0] * count
+            old += kept
+            moved_data.append(data)
+    if len(set(old)) < len(old) or len(set(again)) < len(again):
+        return None
+    return pages, again, again_data, moved_data, sorted(old)
 
 
 def _are_fresh(bitmaps: Mapping[int, Bitmap], page_no: int, units: int, bitmap_shift: int) -> bool | None:
@@ -85,12 +94,11 @@ def _are_fresh(bitmaps: Mapping[int, Bitmap], page_no: int, units: int, bitmap_s
 def pure_enter(
     leaves: dict[int, array[int]],
     runs: list[Run],
-    places: list[int],
     pages: list[int],
+    fresh: Sequence[int],
     sums: list[int],
     block_shift: int,
     fanout_shift: int,
-    units: int,
     birth: int,
     /,
 ) -> None:
@@ -99,33 +107,30 @@ def pure_enter(
     Args:
         leaves: the words of last-level tables, by number; all that the runs need.
         runs: what was written.
-        places: of each run the first page, if it was written in place, else 0.
-        pages: the fresh pages, one for each block of the others.
+        pages: where each block was written in place; 0 for those that went to fresh pages.
+        fresh: the pages of those.
         sums: the checksum of each block.
         block_shift: logarithm of the size of a block.
         fanout_shift: likewise of the blocks beneath a leaf.
-        units: of a block.
         birth: the transaction as it stands in a pointer's second word.
 
     Raises:
-        ValueError: there are too many or too few places, pages or checksums; nothing was changed.
+        ValueError: there are too many or too few pages or checksums; nothing was changed.
         KeyError: a leaf is not there; likewise.
     """
     counts = [len(data) >> block_shift for _, data in runs]
-    fresh = sum([count for count, place in zip(counts, places, strict=True) if not place])
-    if (sum(counts), fresh) != (len(sums), len(pages)):
-        raise ValueError("not one checksum for each block, or not one page for each that has none")
+    if not sum(counts) == len(pages) == len(sums) or pages.count(0) != len(fresh):
+        raise ValueError("not one page and one checksum for each block")
+    rest = iter(fresh)
+    pages = [page_no or next(rest) for page_no in pages]
     targets = [leaves[first >> fanout_shift] for first, _ in runs]
-    next_page = next_sum = 0
-    for (first, _), words, count, place in zip(runs, targets, counts, places, strict=True):
+    at = 0
+    for (first, _), words, count in zip(runs, targets, counts, strict=True):
         low = 2 * (first & (1 << fanout_shift) - 1)
-        if place:
-            chosen = list(range(place, place + count * units, units))
-        else:
-            chosen, next_page = pages[next_page : next_page + count], next_page + count
-        found, next_sum = sums[next_sum : next_sum + count], next_sum + count
+        chosen, found = pages[at : at + count], sums[at : at + count]
         words[low : low + 2 * count : 2] = array("Q", [PAGE_WORD | page_no for page_no in chosen])
         words[low + 1 : low + 2 * count : 2] = array("Q", [birth | checksum & CHECKSUM_MASK for checksum in found])
+        at += count
 
 
 try:

@@ -85,31 +85,27 @@ def read_each(node: Node, ranges: list[tuple[int, int]]) -> list[Buffer | NotCac
         IoFailure: the system refuses.
     """
     pages, geometry = node.container.pages, node.container.geometry
-    shift, view, tables = geometry.block_shift, node.view, None if node.is_snapshot else node.tables
-    leaves: list[array[int] | None]
-    if node.is_snapshot:
-        leaves = [view.get(offset >> shift >> geometry.fanout_shift) for offset, _ in ranges]
-    elif tables is not None:
-        leaves = [tables.resident_words(offset >> shift) for offset, _ in ranges]
-    else:
-        return [None] * len(ranges)
-    places, sums = locate_each(
-        leaves,
-        ranges,
-        shift,
-        geometry.fanout_shift,
-        geometry.block_units,
-        geometry.unit,
-        geometry.first_page,
-        pages.end_page,
-    )
+    leaf_shift = geometry.block_shift + geometry.fanout_shift
+    sizes = geometry.block_shift, geometry.fanout_shift, geometry.block_units, geometry.unit
+    bounds = geometry.first_page, pages.end_page
+    tables = None if node.is_snapshot else node.tables
+    leaves = node.view if tables is None else tables.read_leaves
+    places, sums = locate_each(leaves, ranges, *sizes, *bounds)
+    if tables is not None and None in places:
+        unseen = {offset >> leaf_shift for offset, _ in ranges}.difference(leaves)
+        for leaf_no in unseen:
+            tables.resident_words(leaf_no << geometry.fanout_shift)
+        if unseen:
+            places, sums = locate_each(leaves, ranges, *sizes, *bounds)
     blocks = pages.backend.read_each([place for place in places if place is not None])
     if blocks is None or checksums_of(blocks, geometry.block_size) != sums:
         blocks, places = [], [None] * len(ranges)  # each by itself, to find out which it is
+    if len(blocks) == len(ranges):
+        return [*blocks]
     read = iter(blocks)
     return [
-        _read_simply(pages, words, *each) if place is None else next(read)
-        for words, each, place in zip(leaves, ranges, places, strict=True)
+        _read_simply(pages, leaves.get(offset >> leaf_shift), offset, length) if place is None else next(read)
+        for (offset, length), place in zip(ranges, places, strict=True)
     ]
 
 

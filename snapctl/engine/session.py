@@ -8,8 +8,7 @@ is refused until then.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from snapctl.engine import recovery
@@ -40,6 +39,23 @@ _RESIDENT_BYTES = 64 * 1024 * 1024
 _LOGS_OF_ROOM = 4
 """How many logs there must be room for before one is made."""
 _VIEW_BYTES = 32 * 1024 * 1024
+
+
+class _Guard:
+    """Around what breaks the open transaction if it fails, but for failures of some classes."""
+
+    __slots__ = ("_harmless", "_session")
+
+    def __init__(self, session: Session, harmless: type[SnapctlError] | tuple[()]) -> None:
+        self._session = session
+        self._harmless = harmless
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not issubclass(kind, self._harmless):
+            self._session.is_broken = True
 
 
 class Session:
@@ -260,8 +276,9 @@ class Session:
         """
         self.check_writable()
         store, unit = self._store, self.geometry.unit
-        held = self.superblock.pages_used * unit + store.pages.reserve.length(store.pages.end_page)
-        free = min(store.space.room * unit, store.pages.backend.room() - held)
+        used = self.superblock.pages_used * unit
+        held = used + store.pages.reserve.length(store.pages.end_page)
+        free = min(store.space.room * unit, store.pages.backend.room(used) - held)
         if store.names_log or free < promised_bytes + _LOGS_OF_ROOM * log_units(self.geometry) * unit:
             return False
         with self.changing():
@@ -446,34 +463,22 @@ class Session:
         if self.is_broken:
             raise SnapctlError(f"an operation on {self.path} failed midway; abort the transaction")
 
-    @contextmanager
-    def changing(self, *, moves_pages: bool = True) -> Iterator[None]:
+    def changing(self, *, moves_pages: bool = True) -> _Guard:
         """Around a change that must not be left half done: one that fails breaks the open transaction.
 
         Args:
             moves_pages: a page that holds what an RO snapshot shows may come to stand elsewhere, or be freed.
         """
         self._begin_change(moves_pages=moves_pages)
-        try:
-            yield
-        except BaseException:
-            self.is_broken = True
-            raise
+        return _Guard(self, ())
 
-    @contextmanager
-    def attempting(self, *, moves_pages: bool = True) -> Iterator[None]:
+    def attempting(self, *, moves_pages: bool = True) -> _Guard:
         """Around a change that keeps `changing` around what must not be left half done; elsewhere it may fail.
 
         An interrupt may strike anywhere, and breaks the open transaction in any case.
         """
         self._begin_change(moves_pages=moves_pages)
-        try:
-            yield
-        except SnapctlError:
-            raise
-        except BaseException:
-            self.is_broken = True
-            raise
+        return _Guard(self, SnapctlError)
 
     def _begin_change(self, *, moves_pages: bool) -> None:
         if self._is_sealed:
@@ -482,16 +487,9 @@ class Session:
             self.views.forget()
         self._is_changed = True
 
-    @contextmanager
-    def _retriable(self) -> Iterator[None]:
+    def _retriable(self) -> _Guard:
         """Around a commit: after a lack of space it can be tried again, any other failure breaks the transaction."""
-        try:
-            yield
-        except NoSpace:
-            raise
-        except BaseException:
-            self.is_broken = True
-            raise
+        return _Guard(self, NoSpace)
 
     def note_commit(self) -> None:
         """Have the next commit happen although nothing was changed: it frees what only the other slot stands for.

@@ -161,7 +161,7 @@ class SnapshotList:
                 page = bytes(self._pages[index])
                 batch[page_no] = page
                 self._tree.put(index, page_pointer(page_no, crc32c(page), self._tree.transaction))
-        self._store.pages.write_pages(list(batch), list(batch.values()))
+        self._store.pages.write_pages(list(batch), list(batch.values()), self._store.geometry.table_size)
         return self._tree.write()
 
     def committed(self) -> None:

@@ -27,14 +27,14 @@ from snapctl.format.pointer import (
     ZERO_WORD,
     filled_table,
 )
+from snapctl.storage.backend import Buffer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from snapctl.engine.node import Node
     from snapctl.engine.runs import Run
     from snapctl.engine.session import Session
-    from snapctl.storage.backend import Buffer
 
 _TOGETHER_BYTES = 64 << 10
 """From there on, fresh pages had better follow each other, so that they are written and read at a stroke."""
@@ -259,22 +259,26 @@ class _Plan(NamedTuple):
     """Where runs go.
 
     Attributes:
-        places: of each run the first page, if it is written again where it stands; 0 for fresh pages.
-        old: pages that are given up.
-        new_blocks: how many fresh pages it takes.
+        pages: of each block the page, if it is written again where it stands; else 0, and it gets a fresh one.
+        again: those pages.
+        again_data: what is written there.
+        moved_data: what goes to fresh pages.
+        old: pages that are given up, in order.
         lacking: blocks that the newest snapshot has to inherit first, by the first block of their run.
         originals: what blocks have held so far, to be copied for it.
     """
 
-    places: list[int]
+    pages: list[int]
+    again: list[int]
+    again_data: list[Buffer]
+    moved_data: list[Buffer]
     old: list[int]
-    new_blocks: int
     lacking: Mapping[int, Sequence[int]] = {}
     originals: Mapping[int, bytes] = {}
 
 
 def _plan(node: Node, runs: list[Run]) -> _Plan:
-    """Find out where runs go; raises as `write` for tables that cannot be read.
+    """Find out where runs go; raises as `write` for tables that cannot be read, or that lead to one page twice.
 
     What an entry leads to so far is given to the newest snapshot if that lacks it. Else a run whose pages follow each
     other and were all born in this transaction is written in place; pages of any other are given up.
@@ -288,11 +292,9 @@ def _plan(node: Node, runs: list[Run]) -> _Plan:
         )
         if found is not None:
             return _Plan(*found)
-    places: list[int] = []
-    old: list[int] = []
-    lacking: dict[int, list[int]] = {}
+    lacking: dict[int, Sequence[int]] = {}
     originals: dict[int, bytes] = {}
-    new_blocks = 0
+    plan = _Plan([], [], [], [], [], lacking, originals)
     for first, data in runs:
         words, entry, count = _old_words(node, first), first & mask, len(data) >> shift
         kept: Sequence[int] = range(entry, entry + count)
@@ -308,12 +310,17 @@ def _plan(node: Node, runs: list[Run]) -> _Plan:
                 kept = [entry for entry in kept if entry not in missing]
         pages = _pages_of(words, kept, units)
         if len(pages) == count and space.are_fresh(pages, units):
-            places.append(pages[0])
+            plan.pages.extend(pages)
+            plan.again.extend(pages)
+            plan.again_data.append(data)
         else:
-            places.append(0)
-            old += pages
-            new_blocks += count
-    return _Plan(places, old, new_blocks, lacking, originals)
+            plan.pages.extend([0] * count)
+            plan.old.extend(pages)
+            plan.moved_data.append(data)
+    if len(set(plan.old)) < len(plan.old) or len(set(plan.again)) < len(plan.again):
+        raise Corruption(f"{node.name}: two entries of a table lead to one page; run check", node=node.name)
+    plan.old.sort()
+    return plan
 
 
 def _write_data(node: Node, runs: list[Run], sums: list[int]) -> None:
@@ -321,55 +328,44 @@ def _write_data(node: Node, runs: list[Run], sums: list[int]) -> None:
     container = node.container
     geometry, space = container.geometry, container.space
     plan = _plan(node, runs)
-    again = [(place, data) for place, (_, data) in zip(plan.places, runs, strict=True) if place]
-    if len(set(plan.old)) < len(plan.old) or len({place for place, _ in again}) < len(again):
-        raise Corruption(f"{node.name}: two entries of a table lead to one page; run check", node=node.name)
-    moved = [data for (_, data), place in zip(runs, plan.places, strict=True) if not place]
-    count = len(plan.originals) + plan.new_blocks
-    if not space.lays_together or count * geometry.block_size < _TOGETHER_BYTES:
-        fresh = _write_fresh(container, space.allocate_data, plan, moved)
-    else:
-        end_page = container.pages.end_page
-        try:
-            fresh = _write_fresh(container, space.allocate_together, plan, moved)
-        except NoSpace:  # on the disk, where the file was to grow; there may be some in its holes
-            container.pages.end_at(end_page)
-            fresh = _write_fresh(container, space.allocate_data, plan, moved)
-    copied, pages = fresh[: len(plan.originals)], fresh[len(plan.originals) :]
-    if again:
-        # The file system has room for what was written before. Should it nevertheless refuse, nothing can be saved, for
-        # a page may be half overwritten.
-        with container.pages.poisoned_by_failure():
-            container.pages.write_each(again)
+    new_blocks, copies = len(plan.pages) - len(plan.again), len(plan.originals)
+    fresh: Sequence[int] = ()
+    if new_blocks or copies:
+        fresh = _write_fresh(container, list(plan.originals.values()), plan.moved_data, copies + new_blocks)
+    if plan.again:
+        container.pages.write_again(plan.again, plan.again_data, geometry.block_size)
     with container.changing(moves_pages=False):
-        _enter(node, runs, plan, list(pages), sums, dict(zip(plan.originals, copied, strict=True)))
+        if plan.lacking:
+            _bequeath(node, runs, plan, dict(zip(plan.originals, fresh[:copies], strict=True)))
+        _enter(node, runs, plan.pages, fresh[copies:], sums)
         space.free_pages(plan.old, geometry.block_units)
-        node.own_blocks += plan.new_blocks - len(plan.old)
+        node.own_blocks += new_blocks - len(plan.old)
         container.note_change(node)
 
 
-def _write_fresh(
-    container: Session, allocate: Callable[[int, int], Sequence[int]], plan: _Plan, buffers: Sequence[Buffer]
-) -> Sequence[int]:
-    """Write the originals and whole blocks, one after the other, to pages that nothing points to; returns those.
+def _write_fresh(container: Session, originals: list[Buffer], buffers: list[Buffer], count: int) -> Sequence[int]:
+    """Write the originals and then whole blocks, `count` in all, to pages that nothing points to; returns those.
 
     Raises:
         NoSpace, IoFailure: as `write`; nothing is allocated.
     """
-    units, size = container.geometry.block_units, container.block_size
-    fresh = allocate(units, len(plan.originals) + plan.new_blocks)
-    copied, pages = fresh[: len(plan.originals)], fresh[len(plan.originals) :]
-    try:
-        container.pages.write_pages(copied, list(plan.originals.values()))
-        if buffers and (isinstance(pages, range) or len(pages) == 1):
-            container.pages.write_run(pages[0], buffers)
+    space, pages = container.space, container.pages
+    units, size, end_page = container.geometry.block_units, container.block_size, pages.end_page
+    is_together = space.lays_together and count * size >= _TOGETHER_BYTES
+    while True:
+        fresh = (space.allocate_together if is_together else space.allocate_data)(units, count)
+        try:
+            pages.write_pages(fresh[: len(originals)], originals, size)
+            pages.write_pages(fresh[len(originals) :], buffers, size)
+        except SnapctlError as error:
+            space.free_pages(fresh, units)
+            if not (is_together and isinstance(error, NoSpace)):
+                raise
+            # On the disk, where the file was to grow; there may be some in its holes.
+            space.end_at(end_page)
+            is_together = False
         else:
-            blocks = [memoryview(each)[at : at + size] for each in buffers for at in range(0, len(each), size)]
-            container.pages.write_pages(pages, blocks)
-    except SnapctlError:
-        container.space.free_pages(fresh, units)
-        raise
-    return fresh
+            return fresh
 
 
 def _pages_of(words: array[int], entries: Sequence[int], units: int) -> Sequence[int]:
@@ -387,38 +383,34 @@ def _pages_of(words: array[int], entries: Sequence[int], units: int) -> Sequence
     return [word0 & PAGE_MASK for word0 in found if word0 >> KIND_SHIFT == PAGE]
 
 
-def _enter(
-    node: Node, runs: list[Run], plan: _Plan, pages: list[int], sums: list[int], copied: Mapping[int, int]
-) -> None:
-    """Have the tables lead to what was written.
+def _bequeath(node: Node, runs: list[Run], plan: _Plan, copied: Mapping[int, int]) -> None:
+    """Have the newest snapshot inherit what it lacks.
 
     Args:
         node: the volume.
         runs: what was written.
-        plan: where it went.
-        pages: the fresh pages, one for each block that was not written in place.
-        sums: the checksum of each block.
-        copied: pages that hold copies for the newest snapshot, by block.
+        plan: what is lacking.
+        copied: pages that hold copies for it, by block.
     """
-    container, tree, heir = node.container, node.tree, node.newest_snapshot
-    geometry = container.geometry
+    heir, mask = node.newest_snapshot, node.container.geometry.fanout_mask
     for first, _ in runs:
-        words = tree.leaves.get(first >> geometry.fanout_shift) or tree.leaf_for_writing(first).words
         if heir is not None and first in plan.lacking:
-            start = first - (first & geometry.fanout_mask)
-            _preserve(node, heir, start, plan.lacking[first], words, copied)
+            words = node.tree.leaf_for_writing(first).words
+            _preserve(node, heir, first - (first & mask), plan.lacking[first], words, copied)
+
+
+def _enter(node: Node, runs: list[Run], pages: list[int], fresh: Sequence[int], sums: list[int]) -> None:
+    """Have the tables lead to what was written; the arguments are those of `placing.enter`."""
+    container, leaves = node.container, node.tree.leaves
+    geometry = container.geometry
     birth = (container.transaction & CHECKSUM_MASK) << BIRTH_SHIFT
-    placing.enter(
-        tree.leaves,
-        runs,
-        plan.places,
-        pages,
-        sums,
-        geometry.block_shift,
-        geometry.fanout_shift,
-        geometry.block_units,
-        birth,
-    )
+    shifts = geometry.block_shift, geometry.fanout_shift
+    try:
+        placing.enter(leaves, runs, pages, fresh, sums, *shifts, birth)
+    except KeyError:  # before anything was changed
+        for first, _ in runs:
+            node.tree.leaf_for_writing(first)
+        placing.enter(leaves, runs, pages, fresh, sums, *shifts, birth)
 
 
 def _preserve(

@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
@@ -22,7 +22,17 @@ from snapctl.units import format_size
 if TYPE_CHECKING:
     import ctypes
 
-__all__ = ["Backend", "Buffer", "FileBackend", "NotCached", "pure_read_each", "read_each"]
+__all__ = [
+    "Backend",
+    "Buffer",
+    "FileBackend",
+    "NotCached",
+    "neighbours",
+    "pure_read_each",
+    "pure_write_each",
+    "read_each",
+    "write_each",
+]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -86,6 +96,9 @@ class Backend(Protocol):
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """Write the buffers one after the other from `offset` in bytes on."""
 
+    def write_each(self, offsets: list[int], buffers: list[Buffer], size: int) -> None:
+        """Write pages of `size` bytes, each to its offset; the buffers hold one or more of them each, in order."""
+
     def sync(self) -> None:
         """Return when all that was written is durable."""
 
@@ -110,8 +123,11 @@ class Backend(Protocol):
     def release(self) -> None:
         """Give all room that is kept beyond the end of the file back to the file system."""
 
-    def room(self) -> int:
-        """Bytes that the file could take in all: what the file system keeps for it, and what it has free."""
+    def room(self, used_bytes: int) -> int:
+        """Bytes that the file could take in all: what the file system keeps for it, and what it has free.
+
+        Of so many it is known that they are kept, though a file system may keep them in less.
+        """
 
     def close(self) -> None:
         """Close the file, which releases its lock."""
@@ -281,17 +297,18 @@ class FileBackend:
             self._write_all(batch, offset, length)
             offset += length
 
+    def write_each(self, offsets: list[int], buffers: list[Buffer], size: int) -> None:
+        """See `Backend`."""
+        try:
+            write_each(self.fd, offsets, buffers, size, _PORTION_BYTES)
+        except OSError as error:
+            raise self._failure("write", error) from error
+
     def _write_all(self, buffers: Sequence[Buffer], offset: int, length: int) -> None:
-        """Write until nothing is left."""
-        end = offset + length
-        while offset < end:
-            try:
-                done = os.pwritev(self.fd, buffers, offset)
-            except OSError as error:
-                raise self._failure("write", error) from error
-            offset += done
-            if offset < end:
-                buffers = _rest(buffers, done)
+        try:
+            _write_all(self.fd, buffers, offset, length)
+        except OSError as error:
+            raise self._failure("write", error) from error
 
     def sync(self) -> None:
         """See `Backend`."""
@@ -324,13 +341,13 @@ class FileBackend:
         """See `Backend`; setting the size that a file has drops what was allocated beyond (ext4, xfs, btrfs, tmpfs)."""
         self._set_size(self.size(), "truncate")
 
-    def room(self) -> int:
+    def room(self, used_bytes: int) -> int:
         """See `Backend`; what the system holds back for its administrator does not count as free."""
         try:
             status, system = os.fstat(self.fd), os.fstatvfs(self.fd)
         except OSError as error:
             raise self._failure("stat", error) from error
-        return status.st_blocks * _STAT_BLOCK_BYTES + system.f_bavail * system.f_frsize
+        return max(used_bytes, status.st_blocks * _STAT_BLOCK_BYTES) + system.f_bavail * system.f_frsize
 
     def start_writing_out(self) -> None:
         """Have the system begin to write what it holds of the file; nothing is promised, so nothing can fail."""
@@ -379,10 +396,64 @@ def pure_read_each(fd: int, places: list[tuple[int, int]], flags: int, /) -> lis
     return found
 
 
+def pure_write_each(fd: int, offsets: list[int], buffers: list[Buffer], size: int, portion: int, /) -> None:
+    """Write pages to a file, each to its offset, neighbours at a stroke.
+
+    Args:
+        fd: of the file.
+        offsets: of the pages.
+        buffers: the pages, one or more in each, in order.
+        size: of a page.
+        portion: no more than that is written by one call of the system, or one page.
+
+    Raises:
+        ValueError: there is not one page for each offset; nothing was written.
+        OSError: the system refuses.
+    """
+    if size < 1 or any(len(data) % size for data in buffers) or sum(map(len, buffers)) != len(offsets) * size:
+        raise ValueError("not one page for each offset")
+    for offset, pages in neighbours(offsets, buffers, size, most_bytes=portion):
+        _write_all(fd, pages, offset, sum(map(len, pages)))
+
+
 try:
-    from snapctl._native import read_each
+    from snapctl._native import read_each, write_each
 except ImportError:
-    read_each = pure_read_each
+    read_each, write_each = pure_read_each, pure_write_each
+
+
+def neighbours(
+    offsets: Sequence[int], buffers: Iterable[Buffer], size: int, *, most_bytes: int = 1 << 60
+) -> Iterator[tuple[int, list[Buffer]]]:
+    """Pages for `Backend.write_each` that follow each other, as (offset, their bytes), no more than so many bytes."""
+    most, start, count = max(1, min(most_bytes // size, _IOV_MAX)), 0, len(offsets)
+    given = iter(buffers)
+    left = memoryview(b"")
+    while start < count:
+        stop, expected = start + 1, offsets[start] + size
+        while stop < count and stop - start < most and offsets[stop] == expected:
+            stop, expected = stop + 1, expected + size
+        pages: list[Buffer] = []
+        wanted = (stop - start) * size
+        while wanted:
+            left = left or memoryview(next(given))
+            pages.append(left[:wanted])
+            wanted -= len(pages[-1])
+            left = left[len(pages[-1]) :]
+        yield offsets[start], pages
+        start = stop
+
+
+def _write_all(fd: int, buffers: Sequence[Buffer], offset: int, length: int) -> None:
+    """Write until nothing is left."""
+    end = offset + length
+    while offset < end:
+        done = os.pwritev(fd, buffers, offset)
+        if not done:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        offset += done
+        if offset < end:
+            buffers = _rest(buffers, done)
 
 
 def _portions(buffers: Sequence[Buffer]) -> Iterable[Sequence[Buffer]]:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import islice
 
 from snapctl.errors import Corruption
 
 __all__ = [
     "WAS_CLEAR",
+    "WAS_SET",
     "clear_bits",
     "clear_each",
     "count_bits",
-    "first_run",
+    "find_run",
     "has_run",
     "pure_clear_each",
+    "pure_find_run",
+    "pure_take_runs",
     "set_bits",
-    "set_each",
     "set_runs",
-    "starts",
+    "take_runs",
 ]
 
-_WAS_SET = "a page that is in use was to be allocated; run check"
+WAS_SET = "a page that is in use was to be allocated; run check"
 WAS_CLEAR = "a page that is free was to be freed; run check"
-"""What is wrong where a bit is not set that should be."""
+"""What is wrong where a bit is set, or is not, that should not be, or should."""
 _STRIDE = 64
 """Bytes of a bitmap that are looked through at a stroke."""
 _SET_BITS = [[bit for bit in range(8) if value >> bit & 1] for value in range(256)]
@@ -37,7 +40,7 @@ def set_bits(bitmap: bytearray, start: int, count: int) -> None:
     first, stop, mask = _span(start, count)
     chunk = int.from_bytes(bitmap[first:stop], "little")
     if chunk & mask:
-        raise Corruption(_WAS_SET)
+        raise Corruption(WAS_SET)
     bitmap[first:stop] = (chunk | mask).to_bytes(stop - first, "little")
 
 
@@ -60,32 +63,20 @@ def count_bits(bitmap: bytes | bytearray, start: int, count: int) -> int:
     return (int.from_bytes(bitmap[first:stop], "little") & mask).bit_count()
 
 
-def set_each(bitmap: bytearray, bits: Iterable[int]) -> None:
-    """Set single bits that must all be clear.
-
-    Raises:
-        Corruption: one is set already; those before it are set now.
-    """
-    for bit in bits:
-        at, mask = bit >> 3, 1 << (bit & 7)
-        if bitmap[at] & mask:
-            raise Corruption(_WAS_SET)
-        bitmap[at] |= mask
-
-
 def pure_clear_each(
-    current: bytearray, committed: bytes, previous: bytes, bits: list[int], /
-) -> tuple[int, list[int]] | None:
+    current: bytearray, committed: bytes, previous: bytes, free: bytearray | None, bits: list[int], /
+) -> tuple[int, int] | None:
     """Clear single bits of a bitmap that must all be set.
 
     Args:
         current: the bitmap.
         committed: as the last commit has it.
         previous: as the commit before has it.
+        free: where those are set that neither of them has, if given.
         bits: which, in ascending order.
 
     Returns:
-        How many of them the last commit has set, and which of them neither has; None, and nothing is changed, if one is
+        How many of them the last commit has set, and how many neither has; None, and nothing is changed, if one is
         clear already, does not exist or is not in order.
     """
     held, again = 0, []
@@ -101,10 +92,52 @@ def pure_clear_each(
         elif not previous[at] & mask:
             again.append(bit)
     current[:] = changed
-    return held, again
+    if free is not None:
+        for bit in again:
+            free[bit >> 3] |= 1 << (bit & 7)
+    return held, len(again)
 
 
-def starts(bits: int, length: int, count: int) -> Iterator[int]:
+def pure_take_runs(free: bytearray, current: bytearray, units: int, count: int, /) -> list[int] | None:
+    """Take runs out of what is free: the lowest ones.
+
+    Args:
+        free: where bits are set that may be taken; they are cleared.
+        current: where they are set.
+        units: of each run.
+        count: how many runs.
+
+    Returns:
+        The first bits of the runs in order, fewer if there are no more; None, and nothing is changed, if one is set in
+        `current` already.
+    """
+    if len(free) != len(current):
+        raise ValueError("the states of a bitmap have one size")
+    bits, now = int.from_bytes(free, "little"), int.from_bytes(current, "little")
+    found = list(islice(_starts(bits, 8 * len(free), units), max(0, count)))
+    taken = bytearray(len(free))
+    for bit in found:
+        set_bits(taken, bit, units)
+    mask = int.from_bytes(taken, "little")
+    if now & mask:
+        return None
+    free[:] = (bits ^ mask).to_bytes(len(free), "little")
+    current[:] = (now | mask).to_bytes(len(free), "little")
+    return found
+
+
+def pure_find_run(free: bytearray, stop: int, least: int, /) -> tuple[int, int] | None:
+    """The lowest run of at least `least` set bits among the first `stop`, 1 or more, as (start, stop)."""
+    bits = int.from_bytes(free, "little") & (1 << max(0, stop)) - 1
+    found = _first_bits(bits, least)
+    if not found:
+        return None
+    start = (found & -found).bit_length() - 1
+    rest = ~(bits >> start)
+    return start, start + (rest & -rest).bit_length() - 1
+
+
+def _starts(bits: int, length: int, count: int) -> Iterator[int]:
     """Where among the lowest `length` bits runs of `count` set ones begin, in order and apart from each other."""
     page = _first_bits(bits & ((1 << length) - 1), count).to_bytes(-(-length // 8), "little")
     end = 0
@@ -124,16 +157,6 @@ def starts(bits: int, length: int, count: int) -> Iterator[int]:
 def has_run(bits: int, count: int) -> bool:
     """Whether there are `count` set bits in a row."""
     return _first_bits(bits, count) != 0
-
-
-def first_run(bits: int, count: int) -> tuple[int, int] | None:
-    """The lowest run of at least `count` set bits, as (start, stop)."""
-    found = _first_bits(bits, count)
-    if not found:
-        return None
-    start = (found & -found).bit_length() - 1
-    rest = ~(bits >> start)
-    return start, start + (rest & -rest).bit_length() - 1
 
 
 def _first_bits(bits: int, count: int) -> int:
@@ -167,6 +190,6 @@ def _span(start: int, count: int) -> tuple[int, int, int]:
 
 
 try:
-    from snapctl._native import clear_each
+    from snapctl._native import clear_each, find_run, take_runs
 except ImportError:
-    clear_each = pure_clear_each
+    clear_each, find_run, take_runs = pure_clear_each, pure_find_run, pure_take_runs

@@ -7,7 +7,7 @@ cache may hold what the disk does not; a lack of space is no such failure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -117,64 +117,61 @@ class PageFile:
             page_no = offset // self.geometry.unit
             raise Corruption(f"{self.backend.path} ends inside page {page_no}", page_no=page_no)
 
-    def write_run(self, page_no: int, buffers: Sequence[Buffer]) -> None:
-        """Write buffers one after the other from a page on.
+    def write_pages(self, page_nos: Sequence[int], buffers: list[Buffer], size: int) -> None:
+        """Write pages wherever they go, those that follow each other on disk at a stroke.
+
+        Args:
+            page_nos: where, in ascending order to have many joined.
+            buffers: their bytes, one or more pages in each, in the same order.
+            size: of a page in bytes.
 
         Raises:
             Poisoned: a write or sync failed earlier.
-            Corruption: the page lies in the superblock area.
+            Corruption: a page lies in the superblock area.
             NoSpace: the file system is full; the container stays usable.
             IoFailure: any other refusal, which poisons.
-        """
-        self.rewrite_adopted()
-        self._put(page_no, buffers)
-
-    def write_each(self, runs: Iterable[tuple[int, Buffer]]) -> None:
-        """Write runs of pages, (first page, bytes) each, wherever they are; raises as `write_run`."""
-        self.rewrite_adopted()
-        for page_no, data in runs:
-            self._put(page_no, (data,))
-
-    def write_pages(self, page_nos: Sequence[int], pages: Sequence[Buffer]) -> None:
-        """Write pages of one size, joining those that follow each other on disk into one call; raises as `write_run`.
-
-        Args:
-            page_nos: where they go, in ascending order to have many joined.
-            pages: their bytes.
         """
         if not page_nos:
             return
         self.rewrite_adopted()
-        size, count = len(pages[0]), len(page_nos)
-        step = size // self.geometry.unit
-        first, is_run = page_nos[0], False
-        if page_nos[-1] - first == (count - 1) * step:
-            is_run = list(page_nos) == list(range(first, first + count * step, step))
-        start = 0
-        while start < count:
-            stop = count if is_run else start + 1
-            while stop < count and page_nos[stop] == page_nos[stop - 1] + step:
-                stop += 1
-            self._put(page_nos[start], pages[start:stop])
-            start = stop
-
-    def _put(self, page_no: int, buffers: Sequence[Buffer]) -> None:
-        if page_no < self.geometry.first_page:
-            raise Corruption(f"a write to page {page_no}, in the superblock area, was refused", page_no=page_no)
-        offset = page_no * self.geometry.unit
+        lowest, unit = min(page_nos), self.geometry.unit
+        if lowest < self.geometry.first_page:
+            raise Corruption(f"a write to page {lowest}, in the superblock area, was refused", page_no=lowest)
+        if isinstance(page_nos, range):
+            offsets = list(range(page_nos.start * unit, page_nos.stop * unit, page_nos.step * unit))
+        else:
+            offsets = [page_no * unit for page_no in page_nos]
         try:
             try:
-                self.backend.write(offset, buffers)
+                self.backend.write_each(offsets, buffers, size)
             except NoSpace:
                 if not self.reserve.lend():
                     raise
-                self.backend.write(offset, buffers)
+                self.backend.write_each(offsets, buffers, size)
         except IoFailure as error:
             self._failure = str(error)
             raise
 
+    def write_again(self, page_nos: Sequence[int], buffers: list[Buffer], size: int) -> None:
+        """Write pages that have been written before in this transaction, as `write_pages`.
+
+        The file system has room for them. Should it nevertheless refuse, nothing can be saved, for one may be half
+        overwritten.
+
+        Raises:
+            IoFailure: it refuses, which poisons.
+        """
+        try:
+            self.write_pages(page_nos, buffers, size)
+        except NoSpace as error:
+            self._failure = str(error)
+            raise IoFailure(str(error)) from error
+        except BaseException as error:
+            self._failure = str(error) or type(error).__name__
+            raise
+
     def write_log(self, offset: int, buffers: Sequence[Buffer]) -> None:
-        """Write a record of the log at an offset in bytes; raises as `write_run`, but for a page out of place."""
+        """Write a record of the log at an offset in bytes; raises as `write_pages`, but for a page out of place."""
         self.check_usable()
         try:
             self.backend.write(offset, buffers)

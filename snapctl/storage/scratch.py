@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from snapctl.format.geometry import SUPERBLOCK_AREA
 from snapctl.format.superblock import Superblock
-from snapctl.storage.backend import Backend, Buffer
+from snapctl.storage.backend import Backend, Buffer, neighbours
 
 
 class ScratchBackend:
@@ -64,6 +64,11 @@ class ScratchBackend:
         for at in range(0, len(data), self._unit):
             self._changed[(offset + at) // self._unit] = data[at : at + self._unit]
 
+    def write_each(self, offsets: list[int], buffers: list[Buffer], size: int) -> None:
+        """See `Backend`."""
+        for offset, pages in neighbours(offsets, buffers, size):
+            self.write(offset, pages)
+
     def extend(self, size: int) -> None:
         """See `Backend`."""
         self._size = max(self._size, size)
@@ -72,9 +77,9 @@ class ScratchBackend:
         """See `Backend`."""
         self._size = min(self._size, size)
 
-    def room(self) -> int:
+    def room(self, used_bytes: int) -> int:
         """See `Backend`."""
-        return self.below.room()
+        return self.below.room(used_bytes)
 
     def close(self) -> None:
         """See `Backend`."""

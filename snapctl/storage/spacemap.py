@@ -14,11 +14,12 @@ commit may be punched out of the file when the next is durable, or when the last
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import islice
 
 from snapctl.errors import Corruption, IoFailure, NoSpace, SnapctlError
 from snapctl.format.checksum import crc32c
@@ -27,15 +28,15 @@ from snapctl.format.pointer import BIRTH_SHIFT, KIND_SHIFT, NOWHERE, PAGE, PAGE_
 from snapctl.format.superblock import Superblock
 from snapctl.storage.bitmap import (
     WAS_CLEAR,
+    WAS_SET,
     clear_bits,
     clear_each,
     count_bits,
-    first_run,
+    find_run,
     has_run,
     set_bits,
-    set_each,
     set_runs,
-    starts,
+    take_runs,
 )
 from snapctl.storage.pages import PageFile
 from snapctl.storage.pins import Pin, Pins
@@ -47,6 +48,10 @@ _PUNCH_BYTES = 1 << 20
 """Runs at least as long are given back to the file system."""
 _EXTENT_BYTES, _MOST_EXTENT_BYTES = 1 << 20, 4 << 20
 """What is to lie together is given room in free runs at least as long, of which no more is set aside for it."""
+_LONG = 0
+"""Stands for runs of whatever length that is, where bitmaps are looked for that may have some."""
+_AMPLE_BYTES = 4 << 30
+"""Where so much is left, it is not because of its lack that a transaction wants what the one before has freed."""
 _SPARE_BYTES = 64 << 20
 """The file system must have as much to spare if the file is to grow, rather than its holes be filled."""
 _NEAR = 8
@@ -64,8 +69,8 @@ class Bitmap:
         current, committed, previous: its states.
         page_no: where it stands; 0 while it is changed and has no page yet.
         changed: in the open transaction.
-        free: first bits of runs of `free_units` each that were free when they were last looked for.
-        again: the same for what was taken and freed in the open transaction since.
+        free: what can be allocated: no state has it, none that is pinned, and it is not set aside. None until somebody
+            wants some.
     """
 
     current: bytearray
@@ -73,19 +78,38 @@ class Bitmap:
     previous: bytes
     page_no: int = 0
     changed: bool = False
-    free_units: int = 0
-    free: Iterator[int] | None = None
-    again: list[int] = field(default_factory=list)
-
-    def forget_free(self) -> None:
-        """Have what is free looked for anew, from the start of the bitmap."""
-        self.free = None
-        self.again.clear()
+    free: bytearray | None = None
 
     @property
     def in_use(self) -> int:
         """How many bits are set."""
         return int.from_bytes(self.current, "little").bit_count()
+
+
+class _Candidates:
+    """Indexes of bitmaps in which runs of some length may be free, in order, as far as anybody has looked.
+
+    Attributes:
+        known: those that have been looked at.
+        rest: the first index that nobody has looked at.
+    """
+
+    def __init__(self, first: int) -> None:
+        """Begin at an index, with those behind it."""
+        self.known: list[int] = []
+        self.rest = first
+
+    def add(self, index: int) -> None:
+        """Take note that something has come free."""
+        at = bisect_left(self.known, index)
+        if index < self.rest and self.known[at : at + 1] != [index]:
+            self.known.insert(at, index)
+
+    def drop(self, index: int) -> None:
+        """Take note that no such run is free there."""
+        at = bisect_left(self.known, index)
+        if self.known[at : at + 1] == [index]:
+            del self.known[at]
 
 
 class _MapTree(TableTree):
@@ -94,8 +118,9 @@ class _MapTree(TableTree):
     def stamp(self, table: Table, level: int) -> int:
         if level:
             return 0  # the whole file's count may exceed 32 bits; the superblock has it
-        absent, words = self._pages.geometry.units_per_bitmap, table.words
-        return sum(words[i + 1] >> BIRTH_SHIFT if words[i] else absent for i in range(0, len(words), 2))
+        words = table.words.tolist()
+        absent = words[::2].count(0) * self._pages.geometry.units_per_bitmap
+        return absent + sum([word1 >> BIRTH_SHIFT for word1 in words[1::2]])
 
 
 class _Deferred:
@@ -136,18 +161,16 @@ class SpaceMap:
         """
         self._pages = pages
         self._geometry = pages.geometry
+        self.bitmaps: dict[int, Bitmap] = {}
+        self._first_unit = 0
         self.set_limit(committed.pages_limit)
         self.used = committed.pages_used
         self.pending: list[tuple[int, int]] = []
         self._committed = committed
         self._previous = previous
-        self.bitmaps: dict[int, Bitmap] = {}
-        self._first_candidate: dict[int, int] = {}
         self._extent = range(0)  # free units that nobody else is given
-        self._first_extent = 0
         self._freed_units = 0
         self._waiting_units: int | None = None  # known once somebody asks, or after a commit
-        self._first_unit = 0
         self._pins = Pins()
         self.idle_units = 0
         self._idle: list[tuple[int, int]] = []
@@ -184,6 +207,9 @@ class SpaceMap:
         """Let so many units be in use, a part of them by what gives room back alone; 0 for no limit."""
         self._limit = pages_limit or self._geometry.max_units
         self._reserve = reserved_units(self._geometry, pages_limit) if pages_limit else 0
+        self._candidates: dict[int, _Candidates] = {}  # for runs of so many units
+        for bitmap in self.bitmaps.values():
+            bitmap.free = None
 
     def anew(self, committed: Superblock, previous: Superblock | None) -> SpaceMap:
         """The map as of the last commit, for when the open transaction is given up; what is pinned stays so."""
@@ -215,7 +241,7 @@ class SpaceMap:
             except (Corruption, IoFailure):
                 continue  # whoever needs it will hear of it
             if state != bitmap.committed:
-                bitmap.forget_free()
+                bitmap.free = None
                 self._reconsider(index)
                 self._pins.recount(index, bitmap.committed, bitmap.previous)
                 retired += self._long_runs(index, int.from_bytes(state, "little") & ~self._busy(index, bitmap))
@@ -320,42 +346,48 @@ class SpaceMap:
         return range(first, first + wanted, units)
 
     def _find_extent(self, wanted: int) -> range:
-        """A run of free units for what had better lie together; empty if there is none.
+        """A run of free units for what had better lie together, with more for what comes next; empty if there is none.
 
-        It is looked for near the front of the file, where some more is set aside for what comes next. At the end, which
-        is the place of others as well, it is as long as wanted: the file may grow as long as little of it is free, but
-        many holes had better be filled.
+        It is looked for near the front of the file, then at the end: the file may grow as long as little of it is free,
+        but many holes had better be filled.
         """
         unit, per_bitmap, end_page = self._geometry.unit, self._geometry.units_per_bitmap, self._pages.end_page
         last, bit = divmod(end_page, per_bitmap)
-        for index in islice(self._candidates(self._first_extent), _NEAR):
-            if index > last:
-                break
-            bitmap, base = self._bitmap(index), index * per_bitmap
-            inside = (1 << min(self._length(index), end_page - base)) - 1
-            found = first_run(self._free(index, bitmap) & inside, max(wanted, _EXTENT_BYTES // unit))
+        least, most = max(wanted, _EXTENT_BYTES // unit), max(wanted, _MOST_EXTENT_BYTES // unit)
+        for index in islice(self._with_room(_LONG, last + 1), _NEAR):
+            found = find_run(self._free(index), end_page - index * per_bitmap, least)
             if found is not None:
-                bitmap.forget_free()
-                self._first_extent = index
-                most = max(wanted, _MOST_EXTENT_BYTES // unit)
-                return range(base + found[0], base + min(found[0] + most, found[1]))
-        self._first_extent = last + 1  # until some come free
+                return self._set_aside(index, found[0], min(most, found[1] - found[0]))
+        self._candidates[_LONG] = _Candidates(last + 1)  # until some come free
         if end_page - self.used >= max(end_page // _MOST_HOLES, min(self.used, _MOST_HOLE_BYTES // unit)):
             return range(0)
-        if bit + wanted > self._length(last) or self._pages.backend.room() < (end_page + wanted) * unit + _SPARE_BYTES:
+        length = min(least, self._length(last) - bit)
+        if length < wanted or self._pages.backend.room(self.used * unit) < (end_page + length) * unit + _SPARE_BYTES:
             return range(0)
-        bitmap, all_of_it = self._bitmap(last), (1 << wanted) - 1
-        if self._free(last, bitmap) >> bit & all_of_it != all_of_it:
+        if count_bits(self._free(last), bit, length) < length:
             return range(0)
-        bitmap.forget_free()
-        return range(end_page, end_page + wanted)
+        return self._set_aside(last, bit, length)
+
+    def _set_aside(self, index: int, bit: int, units: int) -> range:
+        clear_bits(self._free(index), bit, units)
+        first = index * self._geometry.units_per_bitmap + bit
+        return range(first, first + units)
 
     def _end_extent(self) -> None:
         """Let what is left of the extent be allocated by anybody."""
         if self._extent:
-            index, self._extent = self._extent.start // self._geometry.units_per_bitmap, range(0)
-            self._bitmap(index).forget_free()
-            self._reconsider(index)
+            index, bit = divmod(self._extent.start, self._geometry.units_per_bitmap)
+            units, self._extent = len(self._extent), range(0)
+            self._come_free(index, bit, units)
+
+    def end_at(self, end_page: int) -> None:
+        """Take back that the file has grown, for what found no space and is allocated no more.
+
+        Raises:
+            IoFailure: the system refuses.
+        """
+        self._end_extent()
+        self._pages.end_at(end_page)
 
     def allocate(self, units: int, count: int) -> list[int]:
         """Take `count` runs of `units` consecutive units each, in address order as far as possible.
@@ -371,13 +403,12 @@ class SpaceMap:
         if self.used + units * count > self._within - (0 if self._pages.reserve.may_be_used else self._reserve):
             raise self.full()
         found: list[int] = []
-        first = self._first_unit // self._geometry.units_per_bitmap
         try:
-            for index in self._candidates(self._first_candidate.get(units, first)):
+            for index in self._with_room(units, -(-self._limit // self._geometry.units_per_bitmap)):
                 self._take(index, units, count, found)
                 if len(found) == count:
-                    self._first_candidate[units] = index
                     return found
+                self._candidates[units].drop(index)
             if self._extent:
                 self._end_extent()
                 return found + self.allocate(units, count - len(found))
@@ -395,7 +426,7 @@ class SpaceMap:
             NoSpace: there is none, or the capacity is exhausted.
         """
         last = self._pages.end_page // self._geometry.units_per_bitmap
-        self._first_candidate[units] = max(0, last - 1)
+        self._candidates[units] = _Candidates(max(0, last - 1))
         return self.allocate(units, 1)[0]
 
     def free(self, page_no: int, units: int) -> None:
@@ -416,11 +447,17 @@ class SpaceMap:
         ordered = page_nos if isinstance(page_nos, range) else sorted(page_nos)
         if not ordered:
             return
-        if list(ordered) == list(range(ordered[0], ordered[0] + len(ordered) * units, units)):
-            self._release(ordered[0], len(ordered) * units)
+        first, count = ordered[0], len(ordered)
+        run = range(first, first + count * units, units)
+        if ordered[-1] == run[-1] and list(ordered) == list(run):
+            self._release(first, count * units)
         elif units == 1:
-            for index, pages in groupby(ordered, lambda page_no: page_no // self._geometry.units_per_bitmap):
-                self._clear_each(index, list(pages))
+            start, per_bitmap = 0, self._geometry.units_per_bitmap
+            while start < count:
+                index = ordered[start] // per_bitmap
+                stop = bisect_left(ordered, (index + 1) * per_bitmap, start)
+                self._clear_each(index, ordered[start:stop])
+                start = stop
         else:
             for page_no in ordered:
                 self._release(page_no, units)
@@ -463,7 +500,7 @@ class SpaceMap:
                 page = bytes(bitmap.current)
                 batch[bitmap.page_no] = page
                 self._tree.put(index, page_pointer(bitmap.page_no, crc32c(page), per_bitmap - bitmap.in_use))
-        self._pages.write_pages(list(batch), list(batch.values()))
+        self._pages.write_pages(list(batch), list(batch.values()), self._geometry.table_size)
         return self._tree.write()
 
     def rotate(self, superblock: Superblock) -> list[tuple[int, int]]:
@@ -484,7 +521,7 @@ class SpaceMap:
                 bitmap.previous = bitmap.committed
                 bitmap.committed = bytes(bitmap.current)
                 bitmap.changed = False
-                bitmap.forget_free()
+                bitmap.free = None
                 if self._pins:
                     self._pins.recount(index, bitmap.committed, bitmap.previous)
         self._tree.transaction = superblock.transaction + 1
@@ -529,9 +566,10 @@ class SpaceMap:
         """
         most = self._limit
         with suppress(IoFailure):  # what was asked for is durable; that nobody tells the room left does not matter
-            most = min(most, self._pages.backend.room() // self._geometry.unit)
-        is_tight = self.used + (self._waiting_units or 0) + self._pins.held_units > most - most // 8
-        if is_tight and any(bits for _, bits in self._waiting()):
+            unit = self._geometry.unit
+            most = min(most, self._pages.backend.room(self.used * unit) // unit)
+        left = most - self.used - (self._waiting_units or 0) - self._pins.held_units
+        if left < min(most // 8, _AMPLE_BYTES // self._geometry.unit) and any(bits for _, bits in self._waiting()):
             return True
         waiting = sum(units for _, units in self._retired())
         return waiting > 0 and waiting + sum(units for _, units in self._idle) > self.idle_units
@@ -581,50 +619,48 @@ class SpaceMap:
         return NoSpace(f"{self._pages.backend.path} is at its capacity of {capacity}; {advice}")
 
     def _reconsider(self, index: int) -> None:
-        """Let the search for free units begin no later than at a bitmap in which some came free."""
-        self._first_extent = min(self._first_extent, index)
-        for units, first in self._first_candidate.items():
-            self._first_candidate[units] = min(first, index)
+        """Let searches for free units look at a bitmap again in which some came free."""
+        for candidates in self._candidates.values():
+            candidates.add(index)
 
-    def _candidates(self, first: int) -> Iterator[int]:
-        """Indexes of bitmaps from `first` on that may have free units, in order."""
-        stop, fanout = -(-self._limit // self._geometry.units_per_bitmap), self._tree.fanout
-        while first < stop:
-            if first in self.bitmaps:
-                yield first
-                first += 1
-                continue
-            table, _, _, _ = self._tree.find(first)
-            base, end = first - first % fanout, min(first - first % fanout + fanout, stop)
-            while first < end and first not in self.bitmaps:
-                at = 2 * (first - base)
-                if table is None or table.words[at] >> KIND_SHIFT != PAGE or table.words[at + 1] >> BIRTH_SHIFT:
-                    yield first
-                    table, _, _, _ = self._tree.find(first)  # which may have changed meanwhile
-                first += 1
+    def _with_room(self, units: int, stop: int) -> Iterator[int]:
+        """Indexes below `stop` of bitmaps that may have runs of `units` free; whoever finds none there says so."""
+        first = self._first_unit // self._geometry.units_per_bitmap
+        candidates = self._candidates.setdefault(units, _Candidates(first))
+        index = -1
+        while (at := bisect_right(candidates.known, index)) < len(candidates.known):
+            index = candidates.known[at]
+            if index >= stop:
+                return
+            yield index
+        while candidates.rest < stop:
+            index = candidates.rest
+            candidates.rest += 1
+            if index in self.bitmaps or self._has_room(index):
+                candidates.known.append(index)
+                yield index
+
+    def _has_room(self, index: int) -> bool:
+        """Whether a bitmap that is not in memory has any unit free."""
+        table, _, _, _ = self._tree.find(index)
+        if table is None:
+            return True
+        at = 2 * (index % self._tree.fanout)
+        return table.words[at] >> KIND_SHIFT != PAGE or table.words[at + 1] >> BIRTH_SHIFT != 0
 
     def _take(self, index: int, units: int, count: int, found: list[int]) -> None:
         """Take runs of `units` from one bitmap until `found` holds `count`, or no more are free in it."""
-        bitmap = self._bitmap(index)
-        base = index * self._geometry.units_per_bitmap
-        if bitmap.free is None or bitmap.free_units != units:
-            bitmap.forget_free()
-            bitmap.free, bitmap.free_units = starts(self._free(index, bitmap), self._length(index), units), units
-        wanted = count - len(found)
-        bits = bitmap.again[-wanted:]
-        del bitmap.again[-wanted:]
-        bits += islice(bitmap.free, wanted - len(bits))
+        bitmap, free = self._bitmap(index), self._free(index)
+        if not bitmap.changed:
+            if find_run(free, 8 * len(free), units) is None:
+                return
+            self._note_change(bitmap, index)
+        bits = take_runs(free, bitmap.current, units, count - len(found))
+        if bits is None:
+            raise Corruption(WAS_SET)
         if not bits:
             return
-        bits.sort()
-        self._note_change(bitmap, index)
-        if bits[-1] - bits[0] == (len(bits) - 1) * units:
-            set_bits(bitmap.current, bits[0], len(bits) * units)
-        elif units == 1:
-            set_each(bitmap.current, bits)
-        else:
-            for bit in bits:
-                set_bits(bitmap.current, bit, units)
+        base = index * self._geometry.units_per_bitmap
         self.used += len(bits) * units
         self._pages.end_page = max(self._pages.end_page, base + bits[-1] + units)
         found += [base + bit for bit in bits] if base else bits
@@ -634,14 +670,25 @@ class SpaceMap:
         per_bitmap = self._geometry.units_per_bitmap
         return min(per_bitmap, self._limit - index * per_bitmap)
 
-    def _free(self, index: int, bitmap: Bitmap) -> int:
+    def _free(self, index: int) -> bytearray:
         """The units of a bitmap that can be allocated."""
-        per_bitmap = self._geometry.units_per_bitmap
-        free = ~self._busy(index, bitmap) & ((1 << per_bitmap) - 1)
-        below = min(per_bitmap, max(0, self._first_unit - index * per_bitmap))
-        if self._extent and self._extent.start // per_bitmap == index:
-            free &= ~((1 << len(self._extent)) - 1 << self._extent.start % per_bitmap)
-        return free >> below << below
+        bitmap = self._bitmap(index)
+        if bitmap.free is None:
+            per_bitmap = self._geometry.units_per_bitmap
+            base = index * per_bitmap
+            below = min(per_bitmap, max(0, self._first_unit - base))
+            free = ~self._busy(index, bitmap) & (1 << max(0, self._length(index))) - 1
+            if self._extent and self._extent.start // per_bitmap == index:
+                free &= ~((1 << len(self._extent)) - 1 << self._extent.start - base)
+            bitmap.free = bytearray((free >> below << below).to_bytes(per_bitmap // 8, "little"))
+        return bitmap.free
+
+    def _come_free(self, index: int, bit: int, units: int) -> None:
+        """Have a run be allocated again at once."""
+        free = self._bitmap(index).free
+        if free is not None:
+            set_bits(free, bit, units)
+        self._reconsider(index)
 
     def _busy(self, index: int, bitmap: Bitmap) -> int:
         """The units of a bitmap that some state stands for."""
@@ -685,7 +732,7 @@ class SpaceMap:
         committed_units = count_bits(bitmap.committed, bit, units)
         self._freed_units += committed_units
         if committed_units == count_bits(bitmap.previous, bit, units) == 0:
-            self._free_again(index, bitmap, bit, units)
+            self._come_free(index, bit, units)
 
     def _clear_each(self, index: int, page_nos: Sequence[int]) -> None:
         """Free single units of one bitmap, in ascending order."""
@@ -694,23 +741,15 @@ class SpaceMap:
         bitmap = self._bitmap(index)
         self._note_change(bitmap, index)
         base = index * self._geometry.units_per_bitmap
-        states = bitmap.current, bitmap.committed, bitmap.previous
-        cleared = clear_each(*states, [page_no - base for page_no in page_nos])
+        bits = [page_no - base for page_no in page_nos] if base else list(page_nos)
+        cleared = clear_each(bitmap.current, bitmap.committed, bitmap.previous, bitmap.free, bits)
         if cleared is None:
             raise Corruption(WAS_CLEAR)
         held, again = cleared
         if again:
             self._reconsider(index)
-            if bitmap.free is not None and bitmap.free_units == 1:
-                bitmap.again += again
         self.used -= len(page_nos)
         self._freed_units += held
-
-    def _free_again(self, index: int, bitmap: Bitmap, bit: int, units: int) -> None:
-        """Have a run be allocated again at once, which is of this transaction alone."""
-        if bitmap.free is not None:
-            bitmap.again += range(bit, bit + units - bitmap.free_units + 1, bitmap.free_units)
-        self._reconsider(index)
 
     def _bitmap(self, index: int) -> Bitmap:
         bitmap = self.bitmaps.get(index)

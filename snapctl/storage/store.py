@@ -241,7 +241,8 @@ class Store:
             return False
         zeros = bytes(self.geometry.table_size)
         try:
-            self.pages.write_run(page_no, [zeros] * (units * self.geometry.unit // len(zeros)))
+            page_nos = range(page_no, page_no + units, self.geometry.table_units)
+            self.pages.write_pages(page_nos, [zeros] * len(page_nos), len(zeros))
         except NoSpace:
             self.space.free(page_no, units)
             return False

@@ -33,6 +33,7 @@ from snapctl.format.pointer import (
     page_pointer,
     table_checksum,
 )
+from snapctl.storage.backend import Buffer
 from snapctl.storage.pages import PageFile
 
 
@@ -77,6 +78,7 @@ class TableTree:
         capacity: indexes that it covers.
         leaves: the words of last-level tables that are changed and in memory, by index divided by the fanout: those
             that were asked for since any was written out or taken away.
+        read_leaves: likewise of those that reads have come by, until any of them is changed, made or taken away.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class TableTree:
         self.what = what
         self.transaction = transaction
         self.leaves: dict[int, array[int]] = {}
+        self.read_leaves: dict[int, array[int]] = {}
         self.pointer = pointer or NOWHERE
         if pointer is None:
             self.root = Table(filled_table(self.fanout), 0, changed=True)
@@ -198,6 +201,9 @@ class TableTree:
 
         Where an entry on the way is ABSENT they are those of an empty table.
         """
+        words = self.read_leaves.get(index // self.fanout)
+        if words is not None:
+            return words
         table = self.root
         for shift in self._shifts:
             entry = index >> shift & self._mask
@@ -205,6 +211,7 @@ class TableTree:
             if child is None:
                 return None if table.words[2 * entry] else _empty_table(self.fanout)[1]
             table = child
+        self.read_leaves[index // self.fanout] = table.words
         return table.words
 
     def get(self, index: int) -> Pointer:
@@ -266,19 +273,25 @@ class TableTree:
             self._space.free(table.page_no, self._units)
             table.page_no = 0
             table.changed = True
+            self.read_leaves.clear()
             table.words = table.words[:]
 
     def adopt(self, table: Table, entry: int, child: Table) -> None:
         """Hang a changed table in memory under an entry of a changed table."""
+        self.read_leaves.clear()
         table.words[2 * entry], table.words[2 * entry + 1] = PAGE << KIND_SHIFT, 0
         table.children[entry] = child
         table.changed_children.add(entry)
 
     def release(self, table: Table, entry: int) -> Table | None:
         """Take the table out from under an entry of a changed table, leaving the entry's words to the caller."""
-        self.leaves.clear()
+        self._forget_leaves()
         table.changed_children.discard(entry)
         return table.children.pop(entry, None)
+
+    def _forget_leaves(self) -> None:
+        self.leaves.clear()
+        self.read_leaves.clear()
 
     def discard(self, table: Table) -> None:
         """Free the page of a table that nothing points to any more; raises as `touch`."""
@@ -382,7 +395,7 @@ class TableTree:
             self._encode_children(self.root, self.depth - 1, written)
             self._write_out(written)
             self.root.changed_children.clear()
-        self.leaves.clear()
+        self._forget_leaves()
         self.root.children.clear()
 
     def stamp(self, table: Table, level: int) -> int:
@@ -431,9 +444,10 @@ class TableTree:
             table.words[2 * entry], table.words[2 * entry + 1] = pointer
 
     def _write_out(self, written: list[tuple[Table, bytes]]) -> None:
-        self.leaves.clear()
+        self._forget_leaves()
         written.sort(key=lambda pair: pair[0].page_no)
-        self._pages.write_pages([table.page_no for table, _ in written], [page for _, page in written])
+        pages: list[Buffer] = [page for _, page in written]
+        self._pages.write_pages([table.page_no for table, _ in written], pages, self._pages.geometry.table_size)
         for table, _ in written:
             table.changed = False
             table.changed_children.clear()

@@ -147,8 +147,8 @@ MUTATIONS = (
     Mutation(
         "page-out-of-bounds-read",
         "snapctl/engine/reading.py",
-        "        geometry.first_page,\n        pages.end_page,\n",
-        "        0,\n        1 << 47,\n",
+        "    bounds = geometry.first_page, pages.end_page\n",
+        "    bounds = 0, 1 << 47\n",
         "A forged pointer shows a superblock as data, or tries to read before the file.",
         (READING + "a_pointer_that_leads_nowhere_in_a_file_is_not_followed",),
     ),

@@ -196,6 +196,25 @@ def test_a_write_for_which_there_is_room_in_part_is_no_space(file: FileBackend):
     assert read(file, 0, 9000) == b"c" * 8192
 
 
+def test_pages_go_each_to_its_place_whatever_buffers_they_come_in(file: FileBackend):
+    file.write_each([8, 12, 0, 4096 * 50], [b"aaaa", memoryview(b"bbbbcccc"), bytearray(b"dddd")], 4)
+    assert read(file, 0, 16) == b"cccc\0\0\0\0aaaabbbb"
+    assert read(file, 4096 * 50, 9) == b"dddd"
+
+
+def test_pages_for_which_there_is_room_in_part_are_no_space(file: FileBackend):
+    with largest_file(6000), pytest.raises(NoSpace, match="free some space"):
+        file.write_each([0, 4096], [b"a" * 4096, b"b" * 4096], 4096)
+    file.write_each([0, 4096], [b"c" * 8192], 4096)
+    assert read(file, 0, 9000) == b"c" * 8192
+
+
+def test_room_counts_what_the_file_holds_though_the_system_keeps_it_in_less(file: FileBackend):
+    free = file.room(0)
+    file.extend(1 << 30)
+    assert file.room(1 << 30) - free > 1 << 29
+
+
 @linux
 def test_no_descriptor_is_left_behind_by_a_refusal(path: Path):
     fifo = path.with_name("fifo")
@@ -272,8 +291,11 @@ def test_a_failure_to_read_is_one_also_from_the_cache_alone(file: FileBackend):
             use()
 
 
-@given(st.lists(st.tuples(st.integers(0, 3000), st.lists(st.binary(max_size=40), max_size=4)), max_size=8))
-def test_a_file_in_memory_is_like_a_file(writes: list[tuple[int, list[bytes]]]):
+@given(
+    st.lists(st.tuples(st.integers(0, 3000), st.lists(st.binary(max_size=40), max_size=4)), max_size=8),
+    st.lists(st.tuples(st.integers(0, 600), st.binary(min_size=7, max_size=7)), max_size=8),
+)
+def test_a_file_in_memory_is_like_a_file(writes: list[tuple[int, list[bytes]]], pages: list[tuple[int, bytes]]):
     """What the tests swap in does the same as what users run."""
     fd = os.memfd_create("backend")
     on_disk, in_memory = FileBackend("memfd", fd), MemoryBackend()
@@ -282,6 +304,7 @@ def test_a_file_in_memory_is_like_a_file(writes: list[tuple[int, list[bytes]]]):
         for offset, buffers in writes:
             if any(buffers):
                 backend.write(offset, buffers)
+        backend.write_each([7 * number for number, _ in pages], [page for _, page in pages], 7)
         backend.extend(100)
     assert on_disk.size() == in_memory.size()
     assert read(on_disk, 0, 5000) == read(in_memory, 0, 5000)

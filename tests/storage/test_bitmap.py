@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from snapctl.errors import Corruption
-from snapctl.storage.bitmap import clear_bits, set_bits, set_each, set_runs, starts
+from snapctl.storage.bitmap import clear_bits, find_run, set_bits, set_runs, take_runs
 
 BITS = 64
 bits = st.lists(st.booleans(), min_size=BITS, max_size=BITS)
@@ -82,22 +82,28 @@ def test_runs_of_a_bitmap_of_the_usual_size_end_at_its_end():
     assert set_runs(0, length) == []
 
 
-@given(bits, st.integers(1, BITS), st.integers(1, 9))
-def test_runs_of_a_length_are_cut_from_the_longest_runs_in_order(values: list[bool], length: int, count: int):
+@given(bits, st.integers(1, BITS), st.integers(1, 9), st.integers(0, 20))
+def test_runs_of_a_length_are_cut_from_the_longest_runs_in_order(
+    values: list[bool], length: int, count: int, most: int
+):
     wanted = [
         start + at for start, found in runs_of(values[:length], True) for at in range(0, found - count + 1, count)
     ]
-    assert list(starts(int.from_bytes(packed(values), "little"), length, count)) == wanted
-
-
-@given(bits, st.sets(st.integers(0, BITS - 1)))
-def test_single_bits_can_be_set_where_all_are_clear(values: list[bool], chosen: set[int]):
-    bitmap = packed([value and i not in chosen for i, value in enumerate(values)])
-    set_each(bitmap, sorted(chosen))
-    assert bitmap == packed([value or i in chosen for i, value in enumerate(values)])
+    free, current = packed([*values[:length], *[False] * (BITS - length)]), packed([False] * BITS)
+    assert take_runs(free, current, count, most) == wanted[:most]
+    taken = {bit for start in wanted[:most] for bit in range(start, start + count)}
+    assert current == packed([bit in taken for bit in range(BITS)])
+    assert free == packed([value and bit < length and bit not in taken for bit, value in enumerate(values)])
 
 
 @given(st.integers(0, BITS - 1))
-def test_setting_one_set_bit_among_others_is_refused(bit: int):
-    with pytest.raises(Corruption, match="in use"):
-        set_each(packed([i == bit for i in range(BITS)]), range(BITS))
+def test_what_is_in_use_is_not_taken_and_nothing_else_then(bit: int):
+    free, current = packed([True] * BITS), packed([i == bit for i in range(BITS)])
+    assert take_runs(free, current, 1, BITS) is None
+    assert (free, current) == (packed([True] * BITS), packed([i == bit for i in range(BITS)]))
+
+
+@given(bits, st.integers(-5, BITS + 5), st.integers(1, 9))
+def test_the_first_run_that_is_long_enough_is_found_to_its_end(values: list[bool], stop: int, least: int):
+    wanted = [(start, start + count) for start, count in runs_of(values[: max(0, stop)], True) if count >= least]
+    assert find_run(packed(values), stop, least) == (wanted[0] if wanted else None)

@@ -45,31 +45,34 @@ def test_with_no_long_hole_the_file_grows_by_what_is_wanted_and_no_more():
     assert disk.space.allocate_together(1, 7) == range(end + 120, end + 127)
 
 
-def test_the_file_grows_while_less_than_a_quarter_of_it_is_free_or_less_than_so_much(monkeypatch: pytest.MonkeyPatch):
+def with_so_many_free(disk: Disk, allocated: int, freed: int) -> None:
+    """In holes that are not long, for all states."""
+    pages = disk.space.allocate(1, allocated)
+    disk.commit()
+    disk.space.free_pages(pages[1 : freed + 1], 1)
+    disk.commit()
+    disk.commit()
+
+
+@pytest.mark.parametrize(("freed", "grows"), [(1200, True), (1900, False)])
+def test_the_file_grows_while_less_than_a_quarter_of_it_is_free_or_less_than_so_much(
+    freed: int, grows: bool, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(spacemap, "_MOST_HOLE_BYTES", 1500 * TINY.unit)
     disk = Disk()
-    pages = disk.space.allocate(1, 3800)
-    disk.commit()
-    for count, grows in ((1200, True), (700, False)):  # a hole that is not long
-        disk.space.free_pages([pages.pop(at) for at in range(count, 0, -1)], 1)
-        disk.commit()
-        disk.commit()
-        end = disk.pages.end_page
-        assert (end - disk.space.used < 1500) == grows
-        assert (disk.space.allocate_together(1, 8)[0] == end) == grows
+    with_so_many_free(disk, 3800, freed)
+    end = disk.pages.end_page
+    assert (end - disk.space.used < 1500) == grows
+    assert (disk.space.allocate_together(1, 8)[0] == end) == grows
 
 
-def test_a_small_file_grows_while_less_of_it_is_free_than_in_use():
+@pytest.mark.parametrize(("freed", "grows"), [(400, True), (600, False)])
+def test_a_small_file_grows_while_less_of_it_is_free_than_in_use(freed: int, grows: bool):
     disk = Disk()
-    pages = disk.space.allocate(1, 1000)
-    disk.commit()
-    for count, grows in ((400, True), (200, False)):
-        disk.space.free_pages([pages.pop(at) for at in range(count, 0, -1)], 1)
-        disk.commit()
-        disk.commit()
-        end = disk.pages.end_page
-        assert (end - disk.space.used < disk.space.used) == grows
-        assert (disk.space.allocate_together(1, 8)[0] == end) == grows
+    with_so_many_free(disk, 1000, freed)
+    end = disk.pages.end_page
+    assert (end - disk.space.used < disk.space.used) == grows
+    assert (disk.space.allocate_together(1, 8)[0] == end) == grows
 
 
 @pytest.mark.parametrize("is_tight", [False, True])

@@ -45,4 +45,4 @@ def test_a_page_that_reaches_over_the_end_is_no_page_even_if_its_checksum_is_rig
 @pytest.mark.parametrize("page_no", [0, FIRST - 1])
 def test_nothing_is_written_over_the_superblocks(pages: PageFile, page_no: int):
     with pytest.raises(Corruption, match="superblock area"):
-        pages.write_run(page_no, [PAGE])
+        pages.write_pages([page_no], [PAGE], len(PAGE))

@@ -46,7 +46,8 @@ class Disk:
     def allocate(self, units: int, count: int) -> list[int]:
         """Take runs and write noise to them."""
         pages = self.store.space.allocate(units, count)
-        self.store.pages.write_pages(pages, [self.noise.randbytes(units * TINY.unit) for _ in pages])
+        size = units * TINY.unit
+        self.store.pages.write_pages(pages, [self.noise.randbytes(size) for _ in pages], size)
         return pages
 
     def commit(self) -> None:

@@ -323,6 +323,19 @@ def test_long_runs_retire_when_no_slot_stands_for_them():
     assert disk.commit() == []
 
 
+@pytest.mark.parametrize(("left_gib", "is_wanted"), [(1, True), (5, False)])
+def test_single_pages_are_waited_for_only_where_little_is_left(left_gib: int, is_wanted: bool):
+    """Whatever part of the whole that is."""
+    geometry = Geometry(4096, 16384)
+    disk = Disk(geometry, limit=(100 << 30) // geometry.unit)
+    taken = disk.space.allocate(1, 3)
+    disk.space.used += (100 - left_gib << 30) // geometry.unit  # which no test has the time to allocate
+    disk.commit()
+    disk.space.free_pages([taken[1]], 1)
+    disk.commit()
+    assert disk.space.wants_empty_commit() == is_wanted
+
+
 def test_what_was_allocated_again_does_not_retire():
     geometry = Geometry(4096, 512)
     disk = Disk(geometry, limit=geometry.first_page + 4000)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from snapctl.errors import IoFailure, NoSpace
-from snapctl.storage.backend import Buffer
+from snapctl.storage.backend import Buffer, neighbours
 
 SECTOR = 512
 """What a disk writes whole or not at all."""
@@ -56,6 +56,11 @@ class MemoryBackend:
         MemoryBackend.extend(self, offset)
         self.data[offset : offset + len(data)] = data
 
+    def write_each(self, offsets: list[int], buffers: list[Buffer], size: int) -> None:
+        """What follows each other is written at a stroke, and counts, stops or fails as one."""
+        for offset, pages in neighbours(offsets, buffers, size):
+            self.write(offset, pages)
+
     def sync(self) -> None:
         self.durable = bytes(self.data)
 
@@ -79,7 +84,7 @@ class MemoryBackend:
     def release(self) -> None:
         self.reserved_to = 0
 
-    def room(self) -> int:
+    def room(self, used_bytes: int) -> int:
         return self.available
 
     def close(self) -> None:

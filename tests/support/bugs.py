@@ -56,11 +56,12 @@ def reuse_in_the_same_transaction() -> AbstractContextManager[None]:
         bitmap = space._bitmap(index)
         kept = bitmap.committed, bitmap.previous
         bitmap.committed = bitmap.previous = bytes(bitmap.current)
-        bitmap.forget_free()
+        bitmap.free = None
         try:
             take(space, index, units, count, found)
         finally:
             bitmap.committed, bitmap.previous = kept
+            bitmap.free = None
 
     return replaced(SpaceMap, "_take", careless)
 

@@ -138,8 +138,8 @@ class SmallDisk(MemoryBackend):
         end = -(-self.size() // _BLOCK)
         self.blocks = {block for block in self.blocks if block < end}
 
-    def room(self) -> int:
-        return (len(self.blocks) + self.free_blocks) * _BLOCK
+    def room(self, used_bytes: int) -> int:
+        return max(used_bytes, len(self.blocks) * _BLOCK) + self.free_blocks * _BLOCK
 
     def _take(self, block: int) -> bool:
         if block not in self.blocks:

@@ -117,12 +117,12 @@ def a_write_goes_past_a_change() -> AbstractContextManager[None]:
     """What comes many blocks at a time is in the tables at once, though a change that was asked for before waits."""
     write_through = Cache.write_through
 
-    def hasty(cache: Cache, node: Node, runs: list[Run]) -> bool:
+    def hasty(cache: Cache, node: Node, runs: list[Run], leaves: set[int], blocks: int) -> bool:
         waiting = [(sealed, sealed.operation) for sealed in cache._sealed]
         for sealed, _ in waiting:
             sealed.operation = None
         try:
-            return write_through(cache, node, runs)
+            return write_through(cache, node, runs, leaves, blocks)
         finally:
             for sealed, operation in waiting:
                 sealed.operation = operation
@@ -134,12 +134,12 @@ def a_write_goes_past_what_waits_in_memory() -> AbstractContextManager[None]:
     """It may become durable before what was acknowledged earlier."""
     write_through = Cache.write_through
 
-    def hasty(cache: Cache, node: Node, runs: list[Run]) -> bool:
+    def hasty(cache: Cache, node: Node, runs: list[Run], leaves: set[int], blocks: int) -> bool:
         sealed = cache._sealed
         if cache._applied and not any(each.operation for each in sealed):
             cache._sealed = deque()
         try:
-            return write_through(cache, node, runs)
+            return write_through(cache, node, runs, leaves, blocks)
         finally:
             cache._sealed = sealed
 

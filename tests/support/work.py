@@ -65,10 +65,11 @@ def in_new_threads() -> Iterator[Work]:
     Calls of the system that the compiled core makes are not seen. So its twin takes its place where it makes some.
     """
     work = Work()
-    compiled, backend.read_each = backend.read_each, backend.pure_read_each
+    compiled = backend.read_each, backend.write_each
+    backend.read_each, backend.write_each = backend.pure_read_each, backend.pure_write_each
     threading.setprofile(work.note)
     try:
         yield work
     finally:
         threading.setprofile(None)
-        backend.read_each = compiled
+        backend.read_each, backend.write_each = compiled

@@ -187,12 +187,14 @@ class Cache:
             self._want(_Wish.APPLY)
         return overlay
 
-    def write_through(self, node: Node, runs: list[Run]) -> bool:
+    def write_through(self, node: Node, runs: list[Run], leaves: set[int], blocks: int) -> bool:
         """Write whole blocks to the open transaction at once, unless that would cost a flush to come its record.
 
         Args:
             node: the volume.
-            runs: as for `Node.write_runs`.
+            runs: this and what follows as in `Runs`.
+            leaves: likewise.
+            blocks: likewise.
 
         Returns:
             False if they have to go through memory, or wait; nothing was written.
@@ -205,19 +207,19 @@ class Cache:
         if self._sealed and (not self._applied or self._open.overlays):
             # The transaction may still be given up, for lack of room; or may become durable before what is in memory.
             return False
-        geometry = self._container.geometry
-        length = sum([len(data) for _, data in runs])
-        if not self._applied and self._open.written_bytes(geometry.block_size) + length <= _MOST_LOGGED_BYTES:
+        size = self._container.block_size
+        if not self._applied and self._open.written_bytes(size) + blocks * size <= _MOST_LOGGED_BYTES:
             return False
         self._check_takes(node)
-        leaves = {first >> geometry.fanout_shift for first, _ in runs}
+        overlays, spans = self.overlays(node), list[tuple[int, int]]()
         newest = self._open.overlays.get(node)
-        spans = [(first, first + (len(data) >> geometry.block_shift)) for first, data in runs]
-        for overlay in self.overlays(node):
+        if overlays:
+            spans = [(first, first + len(data) // size) for first, data in runs]
+        for overlay in overlays:
             if overlay is not newest and any(overlay.touches(*span) for span in spans):
                 return False  # which comes to the tables later
         try:
-            self._room.take(node, leaves, length >> geometry.block_shift)
+            self._room.take(node, leaves, blocks)
             node.write_runs(runs)
         except SnapctlError as error:
             self._room.look_again()
@@ -296,11 +298,16 @@ class Cache:
         self._want(_Wish.FLUSH)
         return durable
 
-    def flush_ahead(self) -> None:
-        """Make what was acknowledged durable before anybody asks, if that takes a record and hardly any time."""
+    def flush_ahead(self) -> bool:
+        """Make what was acknowledged durable before anybody asks, if that takes a record and hardly any time.
+
+        Returns:
+            Whether that was done.
+        """
         is_idle = self._rounds is None and self._wishes is _Wish.NONE and self._failure is None
         if is_idle and self._open.is_dirty and self._sync_seconds < _SHORT_SYNC_SECONDS:
-            self._log_at_once()
+            return self._log_at_once()
+        return False
 
     async def do(self, operation: Operation[T]) -> T:
         """Seal what was acknowledged, do an operation after it, and return its result when it is durable."""

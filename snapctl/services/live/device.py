@@ -17,7 +17,7 @@ from snapctl.storage.backend import Buffer, NotCached
 
 if TYPE_CHECKING:
     from snapctl.engine.node import Node
-    from snapctl.engine.runs import Run
+    from snapctl.engine.runs import Run, Runs
     from snapctl.services.live.cache import Cache
 
 
@@ -134,7 +134,7 @@ class Device:
         """
         geometry = self.node.container.geometry
         runs = runs_of(writes, geometry.block_shift, geometry.fanout_shift, self.node.size_bytes)
-        return runs is not None and self._cache.write_through(self.node, runs)
+        return runs is not None and self._cache.write_through(self.node, *runs)
 
     def zero(self, offset: int, length: int) -> bool:
         """Make a range read as zeros and give up the data of its whole blocks; returns and raises as `write`."""
@@ -203,7 +203,7 @@ class Device:
         size, end = self.block_size, offset + length
         first, stop = offset // size, -(-end // size)
         is_large = length >= self._write_through_bytes and not (offset % size or end % size)
-        if is_large and self._cache.write_through(self.node, self._runs_of(first, view)):
+        if is_large and self._cache.write_through(self.node, *self._runs_of(first, view)):
             return True
         head = self._patched(first, offset, view) if offset % size or length < size else None
         has_tail = bool(end % size) and stop - 1 > first
@@ -222,12 +222,13 @@ class Device:
             overlay.put(block_no, view[begin : begin + size])
         return True
 
-    def _runs_of(self, first: int, data: memoryview) -> list[Run]:
+    def _runs_of(self, first: int, data: memoryview) -> Runs:
         """Whole blocks from the block `first` on, a leaf at a time."""
         size, step = self.block_size, self._fanout
         begin = -(first % step) * size
         starts = range(begin, len(data), step * size)
-        return [(first + max(0, at) // size, data[max(0, at) : at + step * size]) for at in starts]
+        runs: list[Run] = [(first + max(0, at) // size, data[max(0, at) : at + step * size]) for at in starts]
+        return runs, {block_no // step for block_no, _ in runs}, len(data) // size
 
     def _check_writable(self, offset: int, length: int) -> None:
         self.node.check_writable()

@@ -39,7 +39,8 @@ class Room:
         self._container = container
         self.promised_units = 0
         self._free = 0
-        self._tables: set[Table] = set()  # of the open transaction, as are the next two
+        self._tables: set[Table] = set()  # of the open transaction, as are the next three
+        self._leaves: dict[int, set[int]] = {}  # by node, those of them that are leaves and were asked for by `take`
         self._transaction_bitmaps = 0
         self._transaction_units = 0
         self.look_again()
@@ -122,7 +123,8 @@ class Room:
         geometry, heir = self._container.geometry, node.newest_snapshot
         copies = 2 if heir is not None and node.cow is Cow.COPY else 1
         fanout, node_id, tables = geometry.fanout, node.id, self._tables
-        leaves = {leaf for leaf in leaves if (node_id, fanout, leaf) not in tables}  # for these all above count as well
+        known = self._leaves.setdefault(node_id, set())
+        leaves = leaves - known  # for those all above count as well
         new = {(node_id, span, leaf * fanout // span) for leaf in leaves for span in geometry.spans} - tables
         bitmaps = min(blocks, self._bitmaps - self._transaction_bitmaps)
         overhead = ((1 if heir is None else 2) * len(new) + bitmaps) * geometry.table_units
@@ -134,6 +136,7 @@ class Room:
         if wanted > self._kept_units:
             self._keep(wanted)
         self._tables |= new
+        known |= leaves
         self._transaction_bitmaps += bitmaps
         self._transaction_units += overhead
         self.promised_units += overhead
@@ -165,6 +168,7 @@ class Room:
         """Take note that the open transaction has become durable, and its tables have their pages."""
         self.promised_units -= self._transaction_units
         self._tables.clear()
+        self._leaves.clear()
         self._transaction_bitmaps = self._transaction_units = 0
         self.look_again()
 

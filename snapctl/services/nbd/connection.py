@@ -156,13 +156,13 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Use what was received."""
         self._received(nbytes)
-        if self._is_in_bulk:
+        if self._expects_more:
             self._receive_more()
 
     def _receive_more(self) -> None:
-        """Look at once whether there is more, while large payloads arrive."""
+        """Look at once whether there is more, as long as that is to be expected."""
         ends_ns = perf_counter_ns() + TURN_NANOSECONDS
-        while self._is_in_bulk and self._fd >= 0 and not (self._is_deaf or self._is_ending):
+        while self._expects_more and self._fd >= 0 and not (self._is_deaf or self._is_ending):
             if perf_counter_ns() > ends_ns:
                 break
             try:
@@ -174,15 +174,19 @@ class Connection(asyncio.BufferedProtocol):
             self._received(count)
 
     @property
-    def _is_in_bulk(self) -> bool:
-        """Whether large payloads arrive."""
-        return self._is_bulk or (self.transmission is not None and self.transmission.payload is not None)
+    def _expects_more(self) -> bool:
+        """Whether large payloads arrive, or something else is likely to have come by now."""
+        transmission = self.transmission
+        return self._is_bulk or (
+            transmission is not None and (transmission.payload is not None or transmission.expects_more)
+        )
 
     def _received(self, nbytes: int) -> None:
         if self.transmission is not None and self.transmission.payload is not None:
             self.transmission.payload_received(nbytes)
-            self._is_bulk = self.transmission.payload is None
-            self._pace()
+            if self.transmission.payload is None:  # else nothing has changed for anybody
+                self._is_bulk = True
+                self._pace()
         else:
             self._is_bulk = False
             self._use(self._hub.received, len(self._left) + nbytes)

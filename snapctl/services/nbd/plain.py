@@ -12,8 +12,9 @@ from snapctl.services.nbd import wire
 
 __all__ = ["Plain", "Requests", "plain", "plain_requests", "pure_plain_requests"]
 
-Requests = tuple[int, list[tuple[int, int, int]], list[int], list[tuple[int, memoryview]]]
-"""The position behind them; reads (cookie, offset, length); the cookies of writes; writes (offset, data)."""
+Requests = tuple[int, list[int], list[tuple[int, int]], list[int], list[tuple[int, memoryview]]]
+"""The position behind them; the cookies of reads, and their ranges (offset, length); the cookies of writes, and those
+(offset, data)."""
 
 
 class Plain(NamedTuple):
@@ -72,8 +73,9 @@ def pure_plain_requests(
     is_extended = header_bytes == wire.EXTENDED_REQUEST.size
     unpack = (wire.EXTENDED_REQUEST_IN_FOUR if is_extended else wire.REQUEST_IN_FOUR).unpack_from
     view = memoryview(data)
-    reads: list[tuple[int, int, int]] = []
-    cookies: list[int] = []
+    read_cookies: list[int] = []
+    ranges: list[tuple[int, int]] = []
+    write_cookies: list[int] = []
     writes: list[tuple[int, memoryview]] = []
     for _ in range(most):
         if position > end - header_bytes or most_bytes <= 0:
@@ -83,16 +85,17 @@ def pure_plain_requests(
         if not length or offset + length > end_bytes:
             break
         if kind == plain_write and begin + length <= end:
-            cookies.append(cookie)
+            write_cookies.append(cookie)
             position = begin + length
             writes.append((offset, view[begin:position]))
         elif kind == plain_read and length <= most_read_bytes and not _touches(writes, offset, length):
-            reads.append((cookie, offset, length))
+            read_cookies.append(cookie)
+            ranges.append((offset, length))
             position = begin
             most_bytes -= length
         else:
             break
-    return position, reads, cookies, writes
+    return position, read_cookies, ranges, write_cookies, writes
 
 
 def _touches(writes: list[tuple[int, memoryview]], offset: int, length: int) -> bool:

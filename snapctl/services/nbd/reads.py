@@ -125,13 +125,13 @@ class Reads:
                 self.read(request, tries + 1, awaited)
                 answers.send_batch()
 
-    def from_memory(self, reads: list[tuple[int, int, int]]) -> list[Buffer | NotCached | None]:
-        """Read what plain requests (cookie, offset and length) ask for; returns as `Device.read_each`."""
+    def from_memory(self, ranges: list[tuple[int, int]]) -> list[Buffer | NotCached | None]:
+        """Read ranges, offset and length each; returns as `Device.read_each`."""
         self.backend.cached_only = True
         try:
-            return self._device.read_each([read[1:] for read in reads])
+            return self._device.read_each(ranges)
         except SnapctlError:
-            return [None] * len(reads)  # it is met again, and told
+            return [None] * len(ranges)  # it is met again, and told
         finally:
             self.backend.cached_only = False
 

@@ -51,7 +51,7 @@ _ROUND = 64
 """Requests between two looks at the time."""
 
 _TOGETHER = 4
-"""Writes that it is worth to take at a stroke."""
+"""Writes that it is worth to take at a stroke, of whatever size."""
 
 _MAX_FLUSHES = 1024
 """Requests of one connection that wait for a commit."""
@@ -64,6 +64,7 @@ class Transmission:
         agreement: what the handshake led to.
         description: who it is, for people.
         payload: room for what is still missing of a write's payload; None if no payload is awaited.
+        expects_more: whether the client has had the time to ask for what it asks for next.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Transmission:
         self.agreement = agreement
         self.description = description
         self.payload: memoryview | None = None
+        self.expects_more = False
         self._live = live
         self._device = agreement.device
         self._link = link
@@ -128,6 +130,7 @@ class Transmission:
             How many bytes are done with. The rest is to be offered again, with more behind it or after `Link.go_on`.
         """
         position = 0
+        self.expects_more = False
         size = self._header.size
         began_ns = perf_counter_ns()
         while not self.is_blocked:
@@ -172,22 +175,23 @@ class Transmission:
             The position of what is left.
         """
         answers = self._answers
-        room = BATCH_BYTES - answers.gathered_bytes
-        position, reads, cookies, writes = plain_requests(
+        room, begun_at = BATCH_BYTES - answers.gathered_bytes, position
+        position, read_cookies, ranges, write_cookies, writes = plain_requests(
             data, position, end, *self._plain, self.agreement.size_bytes, room, PIECE_BYTES, _ROUND
         )
-        if reads:
-            self._take_reads(reads, began_ns)
+        if ranges:
+            self._take_reads(read_cookies, ranges, began_ns)
         if writes:
-            self._take_writes(cookies, writes, began_ns)
+            payload_bytes = position - begun_at - (len(ranges) + len(writes)) * self._plain.header_bytes
+            self._take_writes(write_cookies, writes, payload_bytes, began_ns)
         return position
 
-    def _take_reads(self, reads: list[tuple[int, int, int]], began_ns: int) -> None:
-        """Execute valid reads, given by cookie, offset and length."""
+    def _take_reads(self, cookies: list[int], ranges: list[tuple[int, int]], began_ns: int) -> None:
+        """Execute valid reads, given by their cookies, and offset and length."""
         answers, form = self._answers, self._answers.form
         append, is_chunked = answers.gathered.append, form.is_chunked
         answered = read_bytes = 0
-        for (cookie, offset, length), block in zip(reads, self._reads.from_memory(reads), strict=True):
+        for cookie, (offset, length), block in zip(cookies, ranges, self._reads.from_memory(ranges), strict=True):
             if block is None:
                 self._reads.read(Request(0, wire.CMD_READ, cookie, offset, length, began_ns))
                 continue
@@ -204,19 +208,24 @@ class Transmission:
         answers.gathered_bytes += read_bytes
         answers.count_many(began_ns, wire.CMD_READ, answered, read_bytes)
 
-    def _take_writes(self, cookies: list[int], writes: list[tuple[int, memoryview]], began_ns: int) -> None:
+    def _take_writes(
+        self, cookies: list[int], writes: list[tuple[int, memoryview]], payload_bytes: int, began_ns: int
+    ) -> None:
         """Execute valid writes that have come together: all at a stroke, or those that have to wait one by one."""
         answers, device = self._answers, self._device
         taken = 0
         with suppress(Exception):  # whoever takes them again meets it again, and tells
-            if len(writes) >= _TOGETHER and device.write_together(writes):
+            are_many = len(writes) >= _TOGETHER or payload_bytes >= SMALL_PAYLOAD_BYTES
+            if are_many and device.write_together(writes):
                 taken = len(writes)
             while taken < len(writes) and device.write(writes[taken][0], bytes(writes[taken][1])):
                 taken += 1
         if taken:
             self._has_written = True
-            answers.add(answers.form.all_done(cookies[:taken], [offset for offset, _ in writes[:taken]]))
-        answers.count_many(began_ns, wire.CMD_WRITE, taken, sum([len(data) for _, data in writes[:taken]]))
+            answers.add(answers.form.all_done(cookies[:taken], (offset for offset, _ in writes[:taken])))
+        if taken < len(writes):
+            payload_bytes -= sum([len(data) for _, data in writes[taken:]])
+        answers.count_many(began_ns, wire.CMD_WRITE, taken, payload_bytes)
         if taken < len(writes):
             self._start(
                 self._write_later(
@@ -459,7 +468,7 @@ class Transmission:
             self._reads.read_again()
         self._answers.send()
         if is_flush_expected:
-            self._live.cache.flush_ahead()
+            self.expects_more = self._live.cache.flush_ahead()
         if self._is_finishing:
             self._close_if_finished()
 

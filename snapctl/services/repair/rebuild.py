@@ -28,7 +28,7 @@ from snapctl.format.pointer import (
 )
 from snapctl.services.check.faults import Fault, Faults
 from snapctl.services.repair.plan import Plan, Salvage
-from snapctl.storage.backend import Backend
+from snapctl.storage.backend import Backend, Buffer
 from snapctl.storage.store import Store
 from snapctl.storage.tabletree import Table, TableTree
 
@@ -206,7 +206,8 @@ class _Copier:
             page_no = self._container.space.allocate_data(geometry.block_units, 1)[0]
             words[i], words[i + 1] = page_pointer(page_no, former[i + 1] & CHECKSUM_MASK, self._container.transaction)
             copied.append((page_no, bytes(block)))
-        pages.write_pages([page_no for page_no, _ in copied], [block for _, block in copied])
+        blocks: list[Buffer] = [block for _, block in copied]
+        pages.write_pages([page_no for page_no, _ in copied], blocks, geometry.block_size)
         self._left -= len(copied) * geometry.block_units
         node.own_blocks += len(copied)
 
