@@ -583,11 +583,14 @@ plan(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     }
     qsort(old, given_up, sizeof *old, compare);
     again_pages = list_of(kept, again);
-    qsort(kept, again, sizeof *kept, compare);
-    for (Py_ssize_t i = 1; i < given_up || i < again; i++)
-        if ((i < given_up && old[i] == old[i - 1]) || (i < again && kept[i] == kept[i - 1]))
+    if (again_pages == NULL)
+        goto done;
+    memcpy(kept + again, old, (size_t)given_up * sizeof *old);
+    qsort(kept, (size_t)(again + given_up), sizeof *kept, compare);
+    for (Py_ssize_t i = 1; i < again + given_up; i++)
+        if (kept[i] == kept[i - 1])
             goto otherwise;
-    if ((all = list_of(pages, blocks)) != NULL && again_pages != NULL && (given = list_of(old, given_up)) != NULL)
+    if ((all = list_of(pages, blocks)) != NULL && (given = list_of(old, given_up)) != NULL)
         result = PyTuple_Pack(5, all, again_pages, again_data, moved_data, given);
     goto done;
 otherwise:

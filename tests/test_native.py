@@ -566,6 +566,17 @@ def test_code_that_a_call_happens_to_run_is_refused_no_harm(pure: Callable[..., 
     assert leaf.tolist() == words
 
 
+def test_a_page_that_two_blocks_have_is_seen_though_one_is_written_in_place_and_the_other_moves():
+    leaf = array("Q", [0] * 64)
+    leaf[0], leaf[4], leaf[6] = PAGE_WORD + 9, PAGE_WORD + 9, PAGE_WORD + 20
+    bitmaps = {0: Bitmap(bytearray(b"\xff" * 8), bytes(8), bytes(8))}
+    for function in pure_plan, compiled(pure_plan):
+        assert function({0: leaf}, bitmaps, [(0, b"1"), (2, b"23")], 0, 5, 6, 1) is None
+        leaf[4] += 1
+        assert function({0: leaf}, bitmaps, [(0, b"1"), (2, b"23")], 0, 5, 6, 1) is not None
+        leaf[4] -= 1
+
+
 def test_leaves_that_a_collector_clears_meanwhile_are_not_looked_for():
     class Meddler:
         me: Any

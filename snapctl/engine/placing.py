@@ -74,7 +74,7 @@ def pure_plan(
             pages += [0] * count
             old += kept
             moved_data.append(data)
-    if len(set(old)) < len(old) or len(set(again)) < len(again):
+    if len({*old, *again}) < len(old) + len(again):
         return None
     return pages, again, again_data, moved_data, sorted(old)
 

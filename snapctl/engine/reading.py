@@ -92,10 +92,10 @@ def read_each(node: Node, ranges: list[tuple[int, int]]) -> list[Buffer | NotCac
     leaves = node.view if tables is None else tables.read_leaves
     places, sums = locate_each(leaves, ranges, *sizes, *bounds)
     if tables is not None and None in places:
-        unseen = {offset >> leaf_shift for offset, _ in ranges}.difference(leaves)
-        for leaf_no in unseen:
+        seen = len(leaves)
+        for leaf_no in {offset >> leaf_shift for offset, _ in ranges}.difference(leaves):
             tables.resident_words(leaf_no << geometry.fanout_shift)
-        if unseen:
+        if len(leaves) > seen:
             places, sums = locate_each(leaves, ranges, *sizes, *bounds)
     blocks = pages.backend.read_each([place for place in places if place is not None])
     if blocks is None or checksums_of(blocks, geometry.block_size) != sums:

@@ -317,7 +317,7 @@ def _plan(node: Node, runs: list[Run]) -> _Plan:
             plan.pages.extend([0] * count)
             plan.old.extend(pages)
             plan.moved_data.append(data)
-    if len(set(plan.old)) < len(plan.old) or len(set(plan.again)) < len(plan.again):
+    if len({*plan.old, *plan.again}) < len(plan.old) + len(plan.again):
         raise Corruption(f"{node.name}: two entries of a table lead to one page; run check", node=node.name)
     plan.old.sort()
     return plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from snapctl.errors import Corruption
@@ -20,6 +20,7 @@ __all__ = [
     "pure_take_runs",
     "set_bits",
     "set_runs",
+    "set_where_clear",
     "take_runs",
 ]
 
@@ -55,6 +56,15 @@ def clear_bits(bitmap: bytearray, start: int, count: int) -> None:
     if chunk & mask != mask:
         raise Corruption(WAS_CLEAR)
     bitmap[first:stop] = (chunk ^ mask).to_bytes(stop - first, "little")
+
+
+def set_where_clear(bitmap: bytearray, others: Iterable[bytes], start: int, count: int) -> None:
+    """Set those of a run of bits that none of some other bitmaps has set."""
+    first, stop, mask = _span(start, count)
+    for other in others:
+        mask &= ~int.from_bytes(other[first:stop], "little")
+    chunk = int.from_bytes(bitmap[first:stop], "little")
+    bitmap[first:stop] = (chunk | mask).to_bytes(stop - first, "little")
 
 
 def count_bits(bitmap: bytes | bytearray, start: int, count: int) -> int:

@@ -161,14 +161,9 @@ class PageFile:
         Raises:
             IoFailure: it refuses, which poisons.
         """
-        try:
+        self.check_usable()
+        with self.poisoned_by_failure():
             self.write_pages(page_nos, buffers, size)
-        except NoSpace as error:
-            self._failure = str(error)
-            raise IoFailure(str(error)) from error
-        except BaseException as error:
-            self._failure = str(error) or type(error).__name__
-            raise
 
     def write_log(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """Write a record of the log at an offset in bytes; raises as `write_pages`, but for a page out of place."""

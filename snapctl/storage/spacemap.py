@@ -36,6 +36,7 @@ from snapctl.storage.bitmap import (
     has_run,
     set_bits,
     set_runs,
+    set_where_clear,
     take_runs,
 )
 from snapctl.storage.pages import PageFile
@@ -48,6 +49,8 @@ _PUNCH_BYTES = 1 << 20
 """Runs at least as long are given back to the file system."""
 _EXTENT_BYTES, _MOST_EXTENT_BYTES = 1 << 20, 4 << 20
 """What is to lie together is given room in free runs at least as long, of which no more is set aside for it."""
+_MOST_SEARCHED = 256
+"""Bitmaps of which it is kept in memory what is free in them."""
 _LONG = 0
 """Stands for runs of whatever length that is, where bitmaps are looked for that may have some."""
 _AMPLE_BYTES = 4 << 30
@@ -163,12 +166,14 @@ class SpaceMap:
         self._geometry = pages.geometry
         self.bitmaps: dict[int, Bitmap] = {}
         self._first_unit = 0
+        self._extent = range(0)  # free units that nobody else is given
+        self._candidates: dict[int, _Candidates] = {}  # for runs of so many units
+        self._searched: list[Bitmap] = []  # those of which it is known what is free, and maybe others
         self.set_limit(committed.pages_limit)
         self.used = committed.pages_used
         self.pending: list[tuple[int, int]] = []
         self._committed = committed
         self._previous = previous
-        self._extent = range(0)  # free units that nobody else is given
         self._freed_units = 0
         self._waiting_units: int | None = None  # known once somebody asks, or after a commit
         self._pins = Pins()
@@ -207,7 +212,8 @@ class SpaceMap:
         """Let so many units be in use, a part of them by what gives room back alone; 0 for no limit."""
         self._limit = pages_limit or self._geometry.max_units
         self._reserve = reserved_units(self._geometry, pages_limit) if pages_limit else 0
-        self._candidates: dict[int, _Candidates] = {}  # for runs of so many units
+        self._end_extent()
+        self._candidates.clear()
         for bitmap in self.bitmaps.values():
             bitmap.free = None
 
@@ -335,11 +341,12 @@ class SpaceMap:
             self._extent = self._find_extent(wanted)
             if not self._extent:
                 return self.allocate_data(units, count)
-        first, self._extent = self._extent.start, self._extent[wanted:]
+        first = self._extent.start
         index, bit = divmod(first, self._geometry.units_per_bitmap)
         bitmap = self._bitmap(index)
         self._note_change(bitmap, index)
         set_bits(bitmap.current, bit, wanted)
+        self._extent = self._extent[wanted:]
         self.used += wanted
         self._pages.end_page = max(self._pages.end_page, first + wanted)
         self._settle()
@@ -378,7 +385,9 @@ class SpaceMap:
         if self._extent:
             index, bit = divmod(self._extent.start, self._geometry.units_per_bitmap)
             units, self._extent = len(self._extent), range(0)
-            self._come_free(index, bit, units)
+            if (free := self._bitmap(index).free) is not None:
+                set_bits(free, bit, units)
+            self._reconsider(index)
 
     def end_at(self, end_page: int) -> None:
         """Take back that the file has grown, for what found no space and is allocated no more.
@@ -635,8 +644,9 @@ class SpaceMap:
             yield index
         while candidates.rest < stop:
             index = candidates.rest
-            candidates.rest += 1
-            if index in self.bitmaps or self._has_room(index):
+            has_room = index in self.bitmaps or self._has_room(index)
+            candidates.rest = index + 1
+            if has_room:
                 candidates.known.append(index)
                 yield index
 
@@ -677,18 +687,16 @@ class SpaceMap:
             per_bitmap = self._geometry.units_per_bitmap
             base = index * per_bitmap
             below = min(per_bitmap, max(0, self._first_unit - base))
+            if len(self._searched) == _MOST_SEARCHED:
+                for other in self._searched:
+                    other.free = None
+                self._searched.clear()
+            self._searched.append(bitmap)
             free = ~self._busy(index, bitmap) & (1 << max(0, self._length(index))) - 1
             if self._extent and self._extent.start // per_bitmap == index:
                 free &= ~((1 << len(self._extent)) - 1 << self._extent.start - base)
             bitmap.free = bytearray((free >> below << below).to_bytes(per_bitmap // 8, "little"))
         return bitmap.free
-
-    def _come_free(self, index: int, bit: int, units: int) -> None:
-        """Have a run be allocated again at once."""
-        free = self._bitmap(index).free
-        if free is not None:
-            set_bits(free, bit, units)
-        self._reconsider(index)
 
     def _busy(self, index: int, bitmap: Bitmap) -> int:
         """The units of a bitmap that some state stands for."""
@@ -731,8 +739,10 @@ class SpaceMap:
         self.used -= units
         committed_units = count_bits(bitmap.committed, bit, units)
         self._freed_units += committed_units
-        if committed_units == count_bits(bitmap.previous, bit, units) == 0:
-            self._come_free(index, bit, units)
+        if committed_units < units:
+            if bitmap.free is not None:
+                set_where_clear(bitmap.free, (bitmap.committed, bitmap.previous), bit, units)
+            self._reconsider(index)
 
     def _clear_each(self, index: int, page_nos: Sequence[int]) -> None:
         """Free single units of one bitmap, in ascending order."""

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from snapctl.errors import Corruption
-from snapctl.storage.bitmap import clear_bits, find_run, set_bits, set_runs, take_runs
+from snapctl.storage.bitmap import clear_bits, find_run, set_bits, set_runs, set_where_clear, take_runs
 
 BITS = 64
 bits = st.lists(st.booleans(), min_size=BITS, max_size=BITS)
@@ -47,6 +47,15 @@ def test_bits_that_are_set_can_be_cleared(values: list[bool], span: tuple[int, i
     clear_bits(bitmap, start, count)
     values[start : start + count] = [False] * count
     assert bitmap == packed(values)
+
+
+@given(bits, bits, bits, spans)
+def test_bits_are_set_where_no_other_bitmap_has_them(
+    values: list[bool], one: list[bool], other: list[bool], span: tuple[int, int]
+):
+    bitmap, run = packed(values), range(span[0], sum(span))
+    set_where_clear(bitmap, (bytes(packed(one)), bytes(packed(other))), *span)
+    assert bitmap == packed([values[i] or (i in run and not (one[i] or other[i])) for i in range(BITS)])
 
 
 @given(bits, spans)

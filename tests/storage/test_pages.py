@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from snapctl.errors import Corruption
+from snapctl.errors import Corruption, IoFailure, NoSpace, Poisoned
 from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import Geometry
 from snapctl.format.pointer import page_pointer
 from snapctl.storage.pages import PageFile
-from tests.support.backends import MemoryBackend
+from tests.support.backends import FailingBackend, MemoryBackend
 
 GEOMETRY = Geometry(512, 512)
 FIRST = GEOMETRY.first_page
@@ -46,3 +46,17 @@ def test_a_page_that_reaches_over_the_end_is_no_page_even_if_its_checksum_is_rig
 def test_nothing_is_written_over_the_superblocks(pages: PageFile, page_no: int):
     with pytest.raises(Corruption, match="superblock area"):
         pages.write_pages([page_no], [PAGE], len(PAGE))
+
+
+@pytest.mark.parametrize("error", [NoSpace, IoFailure])
+def test_what_cannot_be_written_again_poisons_and_the_first_failure_is_the_one_that_is_told(
+    error: type[NoSpace | IoFailure],
+):
+    backend = FailingBackend(PAGE * END, error=error, methods=("write",), fail_at=range(5))
+    pages = PageFile(backend, GEOMETRY, END, None)
+    with pytest.raises(IoFailure, match="refused"):
+        pages.write_again([FIRST], [PAGE], len(PAGE))
+    for _ in range(2):
+        with pytest.raises(Poisoned) as caught:
+            pages.write_again([FIRST], [PAGE], len(PAGE))
+        assert str(caught.value).count("earlier failure") == 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from snapctl.errors import Corruption, NoSpace
 from snapctl.format.checksum import crc32c
 from snapctl.format.geometry import Geometry
-from snapctl.format.pointer import NOWHERE
+from snapctl.format.pointer import NOWHERE, PAGE_MASK, decode_table
 from snapctl.format.superblock import Superblock
 from snapctl.storage.pages import PageFile
 from snapctl.storage.spacemap import SpaceMap
@@ -157,6 +157,39 @@ def test_a_fresh_page_that_is_freed_is_used_again_before_the_space_ends():
     pages = disk.space.allocate(1, 40)
     disk.space.free_pages(pages, 1)
     assert len(disk.space.allocate(1, 40)) == 40
+
+
+@pytest.mark.parametrize("is_run", [False, True])
+def test_fresh_pages_that_are_freed_with_older_ones_are_to_be_had_as_well(is_run: bool):
+    disk = Disk(limit=FIRST + 900)
+    pages = disk.space.allocate_data(1, 800)
+    disk.commit()
+    hole = range(pages[400], pages[400] + 300)
+    assert set(hole) <= set(pages)
+    disk.space.free_pages(hole, 1)
+    for _ in range(3):
+        disk.commit()
+    disk.space.allocate_data(1, disk.space.room)
+    freed = range(hole.start - 2, hole.stop)
+    for part in [freed] if is_run else [[page] for page in freed]:
+        disk.space.free_pages(part, 1)
+    assert disk.space.room == 300
+    assert set(disk.space.allocate_data(1, 300)) == set(hole)
+
+
+def test_a_damaged_table_of_the_map_is_told_each_time_that_it_is_met():
+    disk = Disk()
+    fanout = TINY.fanout
+    disk.space.allocate(1, (fanout + 1) * PER_BITMAP)
+    disk.commit()
+    disk.commit()
+    root = disk.superblock.space_map.page_no * TINY.unit
+    words = decode_table(disk.backend.data[root : root + TINY.table_size])
+    disk.backend.data[(words[2] & PAGE_MASK) * TINY.unit] ^= 1  # above the bitmaps from `fanout` on
+    disk.reopen(previous=False)
+    for _ in range(2):
+        with pytest.raises(Corruption):
+            disk.space.allocate(1, 3 * PER_BITMAP)
 
 
 def test_freeing_what_is_free_is_corruption():
