@@ -8,8 +8,8 @@
  * describes them: containers and buffers of just these types, numbers from 0 to 2**64 - 1, shifts and units as a
  * geometry can have them, runs of whole blocks beneath one leaf, bitmaps whose states have one size.
  *
- * The lock of the interpreter is held but while the system reads: nothing else takes long enough to be worth giving it
- * up, and as nothing is declared to the contrary, Python never imports this without such a lock, one for all
+ * The lock of the interpreter is held but while the system reads or writes: nothing else takes long enough to be worth
+ * giving it up, and as nothing is declared to the contrary, Python never imports this without such a lock, one for all
  * interpreters. Yet wherever an object is made, looked up or asked for an attribute, other code in Python may run and
  * change lists, dicts and bytearrays. What is read from is therefore held, as a buffer or by a reference, or copied
  * before.

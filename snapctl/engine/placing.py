@@ -46,8 +46,9 @@ def pure_plan(
         units: of a block.
 
     Returns:
-        A `Plan`, as far as it goes. None if a leaf or a bitmap is not there, a page that is to be overwritten is not in
-        use, or two blocks have one page.
+        Of each block the page if it is written in place, else 0; those pages, and the data of their runs; the data of
+        the other runs; the pages that are given up, in order. None if a leaf or a bitmap is not there, a page that is
+        to be overwritten is not in use, or two blocks have one page.
     """
     pages: list[int] = []
     again: list[int] = []

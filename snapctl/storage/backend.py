@@ -289,24 +289,18 @@ class FileBackend:
 
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """See `Backend`."""
-        if len(buffers) == 1 and len(buffers[0]) <= _PORTION_BYTES:  # as most are
-            self._write_all(buffers, offset, len(buffers[0]))
-            return
-        for batch in _portions(buffers):
-            length = sum(map(len, batch))
-            self._write_all(batch, offset, length)
-            offset += length
+        try:
+            for batch in _portions(buffers):
+                length = sum(map(len, batch))
+                _write_all(self.fd, batch, offset, length)
+                offset += length
+        except OSError as error:
+            raise self._failure("write", error) from error
 
     def write_each(self, offsets: list[int], buffers: list[Buffer], size: int) -> None:
         """See `Backend`."""
         try:
             write_each(self.fd, offsets, buffers, size, _PORTION_BYTES)
-        except OSError as error:
-            raise self._failure("write", error) from error
-
-    def _write_all(self, buffers: Sequence[Buffer], offset: int, length: int) -> None:
-        try:
-            _write_all(self.fd, buffers, offset, length)
         except OSError as error:
             raise self._failure("write", error) from error
 

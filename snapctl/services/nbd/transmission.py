@@ -224,17 +224,13 @@ class Transmission:
             self._has_written = True
             answers.add(answers.form.all_done(cookies[:taken], (offset for offset, _ in writes[:taken])))
         if taken < len(writes):
-            payload_bytes -= sum([len(data) for _, data in writes[taken:]])
+            left = [
+                (Request(0, wire.CMD_WRITE, cookie, offset, len(data), began_ns), bytes(data))
+                for cookie, (offset, data) in zip(cookies[taken:], writes[taken:], strict=True)
+            ]
+            payload_bytes -= sum([len(data) for _, data in left])
+            self._start(self._write_later(left))
         answers.count_many(began_ns, wire.CMD_WRITE, taken, payload_bytes)
-        if taken < len(writes):
-            self._start(
-                self._write_later(
-                    [
-                        (Request(0, wire.CMD_WRITE, cookie, offset, len(data), began_ns), bytes(data))
-                        for cookie, (offset, data) in zip(cookies[taken:], writes[taken:], strict=True)
-                    ]
-                )
-            )
 
     def payload_received(self, count: int) -> None:
         """Take note that the first `count` bytes of `payload` have been filled, and write when all are there."""

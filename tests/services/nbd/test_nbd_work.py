@@ -93,7 +93,7 @@ def test_small_reads_that_come_together_cost_one_read_of_the_file_each_and_littl
         counted.ask(READ, places(BATCH), BLOCK)
     assert counted.work.of(READS) == BATCH
     assert counted.work.of(RECEIVES) + counted.work.of(SENDS) <= 4
-    assert counted.work.calls <= (13 if IS_COMPILED else 28) * BATCH
+    assert counted.work.calls <= (13 if IS_COMPILED else 27) * BATCH
 
 
 def test_small_writes_that_come_together_wait_in_memory_while_a_record_could_hold_them(counted: Counted):
