@@ -25,20 +25,20 @@ class Pin:
 
 
 class Pins:
-    """All pins of an open container; they outlive the transactions that are given up."""
+    """All pins of an open container; they outlive the transactions that are given up.
+
+    Attributes:
+        held_units: how many units are free by the last commit and the one before, and kept by pins alone.
+    """
 
     def __init__(self) -> None:
+        self.held_units = 0
         self._pins: list[Pin] = []
         self._held: dict[int, int] = {}
         self._bits: dict[int, int] = {}
 
     def __bool__(self) -> bool:
         return bool(self._pins)
-
-    @property
-    def held_units(self) -> int:
-        """How many units are free by the last commit and the one before, and kept by pins alone."""
-        return sum(self._held.values())
 
     def add(self, committed: Mapping[int, bytes]) -> Pin:
         """Begin a pin of the last commit, given its bitmaps that are in memory."""
@@ -71,6 +71,7 @@ class Pins:
     def recount(self, index: int, committed: bytes, previous: bytes) -> None:
         """Count anew what pins alone keep of a bitmap, which the last two commits left like this."""
         both = int.from_bytes(committed, "little") | int.from_bytes(previous, "little")
-        self._held.pop(index, None)
-        if held := (self.bits(index) & ~both).bit_count():
+        held = (self.bits(index) & ~both).bit_count()
+        self.held_units += held - self._held.pop(index, 0)
+        if held:
             self._held[index] = held

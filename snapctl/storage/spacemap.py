@@ -323,9 +323,7 @@ class SpaceMap:
         Raises:
             NoSpace: the capacity would be exceeded.
         """
-        if self.used + units * count > self._within - self._reserve:
-            raise self.full()
-        return self.allocate(units, count)
+        return self._allocate(units, count, self._reserve)
 
     def allocate_together(self, units: int, count: int) -> Sequence[int]:
         """As `allocate_data`, but one behind the other, as a range, if there is room for that; see `_find_extent`.
@@ -407,9 +405,13 @@ class SpaceMap:
         Raises:
             NoSpace: the capacity is exhausted.
         """
+        return self._allocate(units, count, 0 if self._pages.reserve.may_be_used else self._reserve)
+
+    def _allocate(self, units: int, count: int, reserve: int) -> list[int]:
+        """As `allocate`, but leave so many units of the capacity."""
         if not count:
             return []
-        if self.used + units * count > self._within - (0 if self._pages.reserve.may_be_used else self._reserve):
+        if self.used + units * count > self._within - reserve:
             raise self.full()
         found: list[int] = []
         try:
@@ -420,7 +422,7 @@ class SpaceMap:
                 self._candidates[units].drop(index)
             if self._extent:
                 self._end_extent()
-                return found + self.allocate(units, count - len(found))
+                return found + self._allocate(units, count - len(found), reserve)
             raise self.full()
         except SnapctlError:
             self.free_pages(found, units)
@@ -461,6 +463,8 @@ class SpaceMap:
         if ordered[-1] == run[-1] and list(ordered) == list(run):
             self._release(first, count * units)
         elif units == 1:
+            self._check_within(first, 1)
+            self._check_within(ordered[-1], 1)
             start, per_bitmap = 0, self._geometry.units_per_bitmap
             while start < count:
                 index = ordered[start] // per_bitmap
@@ -660,7 +664,8 @@ class SpaceMap:
 
     def _take(self, index: int, units: int, count: int, found: list[int]) -> None:
         """Take runs of `units` from one bitmap until `found` holds `count`, or no more are free in it."""
-        bitmap, free = self._bitmap(index), self._free(index)
+        bitmap = self._bitmap(index)
+        free = self._free(index) if bitmap.free is None else bitmap.free
         if not bitmap.changed:
             if find_run(free, 8 * len(free), units) is None:
                 return
@@ -746,10 +751,9 @@ class SpaceMap:
 
     def _clear_each(self, index: int, page_nos: Sequence[int]) -> None:
         """Free single units of one bitmap, in ascending order."""
-        self._check_within(page_nos[0], 1)
-        self._check_within(page_nos[-1], 1)
         bitmap = self._bitmap(index)
-        self._note_change(bitmap, index)
+        if not bitmap.changed:
+            self._note_change(bitmap, index)
         base = index * self._geometry.units_per_bitmap
         bits = [page_no - base for page_no in page_nos] if base else list(page_nos)
         cleared = clear_each(bitmap.current, bitmap.committed, bitmap.previous, bitmap.free, bits)

@@ -18,10 +18,12 @@ from snapctl.engine.container import Container
 from snapctl.engine.model import Cow, Kind
 from snapctl.engine.node import Node
 from snapctl.engine.reading import resolve
+from snapctl.engine.runs import Run
 from snapctl.errors import BadSize, HasDependents
 from snapctl.format.geometry import Geometry
 from snapctl.format.pointer import KIND_SHIFT, PAGE, PASS
 from snapctl.services.check import check_backend
+from snapctl.storage.backend import Buffer
 from tests.support.backends import MemoryBackend
 from tests.support.states import content_of
 
@@ -307,6 +309,65 @@ class ViewedSnapshotTree(SnapshotTree):
                             assert words[i] == 0 or words[i : i + 2] == found[i : i + 2], node.name
 
 
+class AtOnceBackend(MemoryBackend):
+    """Reads many ranges at a stroke, as files do."""
+
+    def read_each(self, places: list[tuple[int, int]]) -> list[Buffer] | None:
+        return [bytes(self.data[offset : offset + length]) for offset, length in places]
+
+
+class QuicklyReadSnapshotTree(ViewedSnapshotTree):
+    """The same, read by the shortest way too, and with every leaf that is kept for that held against lookups."""
+
+    @initialize(geometry=st.just((512, 512)))
+    def begin(self, geometry: tuple[int, int]) -> None:
+        super().begin(geometry)
+        self.backend = AtOnceBackend(bytes(self.backend.data))
+        self.container = Container.adopt(self.backend)
+
+    @precondition(lambda self: self.has_volume())
+    @rule(
+        data=st.data(), places=st.sets(st.integers(0, 2 * LEAF // BLOCK), min_size=1, max_size=8), first=st.booleans()
+    )
+    def write_apart(self, data: st.DataObject, places: set[int], first: bool) -> None:
+        node = self.draw_node(data, Kind.BASE, Kind.RW)
+        inside = [at for at in sorted(places) if (at + 1) * BLOCK <= node.size_bytes]
+        runs: list[Run] = [(at, bytes([(at + first) % 3]) * BLOCK) for at in inside]
+        node.write_runs(runs)
+        for at, block in runs:
+            self.models[node.id][at * BLOCK : (at + 1) * BLOCK] = block
+        self.changed()
+
+    @rule(may_write=st.booleans())
+    def relieve(self, may_write: bool) -> None:
+        most, self.container.most_resident_tables = self.container.most_resident_tables, 0
+        self.container.relieve(may_write=may_write)
+        self.container.most_resident_tables = most
+
+    @invariant()
+    def what_is_read_the_shortest_way_is_as_in_the_model(self) -> None:
+        for node in self.container.nodes:
+            model = self.models[node.id]
+            for length in (BLOCK, 5 * BLOCK, LEAF):
+                ranges = [(offset, length) for offset in range(0, len(model) - length + 1, BLOCK)]
+                for (offset, _), found in zip(ranges, node.read_each(ranges), strict=True):
+                    assert found is None or found == model[offset : offset + length], node.name
+
+    @invariant()
+    def leaves_that_are_kept_are_those_that_lookups_find(self) -> None:
+        fanout = self.container.geometry.fanout
+        for node in self.container.nodes:
+            for leaf_no, words in (node.tables.read_leaves if node.tables else {}).items():
+                leaf, *_ = node.tree.find(leaf_no * fanout)
+                assert leaf is not None, node.name
+                assert leaf.words is words, node.name
+            for leaf_no, words in (node.tables.leaves if node.tables else {}).items():
+                leaf, *_ = node.tree.find(leaf_no * fanout)
+                assert leaf is not None, node.name
+                assert leaf.changed, node.name
+                assert leaf.words is words, node.name
+
+
 class SpillingSnapshotTree(SnapshotTree):
     """The same, with hardly any tables and views kept in memory, so that they are written out in mid-transaction."""
 
@@ -330,6 +391,8 @@ TestCommittingSnapshotTree = CommittingSnapshotTree.TestCase
 TestCommittingSnapshotTree.settings = settings(stateful_step_count=30)
 TestViewedSnapshotTree = ViewedSnapshotTree.TestCase
 TestViewedSnapshotTree.settings = settings(max_examples=50, stateful_step_count=40)
+TestQuicklyReadSnapshotTree = QuicklyReadSnapshotTree.TestCase
+TestQuicklyReadSnapshotTree.settings = settings(max_examples=20, stateful_step_count=40)
 TestSpillingSnapshotTree = SpillingSnapshotTree.TestCase
 TestSpillingSnapshotTree.settings = settings(stateful_step_count=30)
 TestDeepSnapshotTree = DeepSnapshotTree.TestCase

@@ -43,7 +43,7 @@ class MemoryBackend:
     def size(self) -> int:
         return len(self.data)
 
-    def read_each(self, places: list[tuple[int, int]]) -> None:
+    def read_each(self, places: list[tuple[int, int]]) -> list[Buffer] | None:
         """Nothing is read at a stroke, so that every read goes by `read_into`."""
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:

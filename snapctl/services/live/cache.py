@@ -202,10 +202,12 @@ class Cache:
         Raises:
             SnapctlError: as `admit` and `Node.write`; nothing was written.
         """
-        if self._container.is_sealed or self._record is not None or any(sealed.operation for sealed in self._sealed):
+        if self._container.is_sealed or self._record is not None:
             return False
-        if self._sealed and (not self._applied or self._open.overlays):
-            # The transaction may still be given up, for lack of room; or may become durable before what is in memory.
+        if self._sealed and (
+            # The transaction may still be given up, for lack of room; or become durable before what is in memory.
+            not self._applied or self._open.overlays or any(sealed.operation for sealed in self._sealed)
+        ):
             return False
         size = self._container.block_size
         if not self._applied and self._open.written_bytes(size) + blocks * size <= _MOST_LOGGED_BYTES:

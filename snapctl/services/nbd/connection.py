@@ -155,13 +155,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Use what was received."""
-        self._received(nbytes)
-        if self._expects_more:
-            self._receive_more()
-
-    def _receive_more(self) -> None:
-        """Look at once whether there is more, as long as that is to be expected."""
         ends_ns = perf_counter_ns() + TURN_NANOSECONDS
+        self._received(nbytes)
+        # Look at once whether there is more, as long as that is to be expected.
         while self._expects_more and self._fd >= 0 and not (self._is_deaf or self._is_ending):
             if perf_counter_ns() > ends_ns:
                 break

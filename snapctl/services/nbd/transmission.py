@@ -51,7 +51,10 @@ _ROUND = 64
 """Requests between two looks at the time."""
 
 _TOGETHER = 4
-"""Writes that it is worth to take at a stroke, of whatever size."""
+"""Of a client that has so many requests under way, writes of whatever size are taken at a stroke."""
+
+_EAGER = 8
+"""A client that has sent so many at a stroke is likely to have sent more by the time that they are answered."""
 
 _MAX_FLUSHES = 1024
 """Requests of one connection that wait for a commit."""
@@ -81,6 +84,8 @@ class Transmission:
         self.description = description
         self.payload: memoryview | None = None
         self.expects_more = False
+        self._arrived = 0  # requests, with what is consumed just now
+        self._depth = 0  # how many arrived at a stroke of late
         self._live = live
         self._device = agreement.device
         self._link = link
@@ -129,8 +134,8 @@ class Transmission:
         Returns:
             How many bytes are done with. The rest is to be offered again, with more behind it or after `Link.go_on`.
         """
-        position = 0
-        self.expects_more = False
+        position = self._arrived = 0
+        self._depth //= 2
         size = self._header.size
         began_ns = perf_counter_ns()
         while not self.is_blocked:
@@ -162,7 +167,9 @@ class Transmission:
                 if taken is None:
                     break
                 position += size + taken
+                self._arrived += 1
             self._answers.send_batch()
+        self.expects_more = self._arrived >= _EAGER
         self._settle()
         return position
 
@@ -179,10 +186,13 @@ class Transmission:
         position, read_cookies, ranges, write_cookies, writes = plain_requests(
             data, position, end, *self._plain, self.agreement.size_bytes, room, PIECE_BYTES, _ROUND
         )
+        requests = len(ranges) + len(writes)
+        self._arrived += requests
+        self._depth = max(self._depth, self._arrived)
         if ranges:
             self._take_reads(read_cookies, ranges, began_ns)
         if writes:
-            payload_bytes = position - begun_at - (len(ranges) + len(writes)) * self._plain.header_bytes
+            payload_bytes = position - begun_at - requests * self._plain.header_bytes
             self._take_writes(write_cookies, writes, payload_bytes, began_ns)
         return position
 
@@ -215,8 +225,7 @@ class Transmission:
         answers, device = self._answers, self._device
         taken = 0
         with suppress(Exception):  # whoever takes them again meets it again, and tells
-            are_many = len(writes) >= _TOGETHER or payload_bytes >= SMALL_PAYLOAD_BYTES
-            if are_many and device.write_together(writes):
+            if (self._depth >= _TOGETHER or payload_bytes >= SMALL_PAYLOAD_BYTES) and device.write_together(writes):
                 taken = len(writes)
             while taken < len(writes) and device.write(writes[taken][0], bytes(writes[taken][1])):
                 taken += 1
@@ -291,7 +300,7 @@ class Transmission:
         payload = payload_bytes(request, self.agreement)
         if payload > MAX_PAYLOAD_BYTES:
             self._link.abort(f"a payload of {payload} bytes")
-            return 0
+            return end - position
         if command == wire.CMD_DISC:
             self.finish()
             return 0
@@ -464,7 +473,7 @@ class Transmission:
             self._reads.read_again()
         self._answers.send()
         if is_flush_expected:
-            self.expects_more = self._live.cache.flush_ahead()
+            self.expects_more |= self._live.cache.flush_ahead()
         if self._is_finishing:
             self._close_if_finished()
 

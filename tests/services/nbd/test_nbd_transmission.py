@@ -306,6 +306,16 @@ def test_payload_beyond_all_measure_ends_the_connection(length: int, client: Cli
     assert client.is_closed()
 
 
+def test_what_follows_a_payload_beyond_all_measure_is_no_request(served: Served):
+    with served.client("db") as client:
+        client.send_request(
+            nbd.WRITE, 0, MAX_PAYLOAD_BYTES + 1, struct.pack(">LHHQQL", 0x25609513, 0, nbd.WRITE, 0, 0, 3) + b"bad"
+        )
+        assert client.is_closed()
+    with served.client("db") as client:
+        assert client.read(0, 3) != b"bad"
+
+
 @every_form
 def test_request_without_its_magic_ends_the_connection(client: Client):
     client.send(b"\x25\x60\x95\x14" + bytes(28))

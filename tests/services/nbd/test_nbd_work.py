@@ -41,7 +41,7 @@ class Counted(NamedTuple):
     def ask(self, command: int, places: list[int], length: int) -> None:
         """Send requests together, and wait until all have been answered without an error."""
         self.client.send(message(command, places, length))
-        self._expect(command, len(places), length)
+        self.expect(command, len(places), length)
 
     def count_row(self, command: int, places: list[int], length: int) -> None:
         """Count what requests cost that the server receives by one call; the socket has to hold them all."""
@@ -49,9 +49,9 @@ class Counted(NamedTuple):
             with self.served.held_up():
                 self.client.send(message(command, places, length))
                 counting.enter_context(self.work.counting())
-            self._expect(command, len(places), length)
+            self.expect(command, len(places), length)
 
-    def _expect(self, command: int, count: int, length: int) -> None:
+    def expect(self, command: int, count: int, length: int) -> None:
         for _ in range(count):
             magic, error, _ = REPLY.unpack(self.client.receive(REPLY.size))
             assert (magic, error) == (0x67446698, 0)
@@ -83,6 +83,10 @@ def under_way(counted: Counted) -> None:
     counted.ask(WRITE, [BLOCK * number for number in range(0, BLOCKS, BLOCKS // 128)], BLOCK)
 
 
+# Behind a row a server looks for more, in vain here: one call of the system more.
+RECEIVED_AND_SENT = 5
+
+
 def places(count: int, size: int = BLOCK) -> list[int]:
     return [size * number for number in random.Random(count).sample(range(BLOCKS * BLOCK // size), count)]
 
@@ -100,7 +104,7 @@ def test_small_writes_that_come_together_wait_in_memory_while_a_record_could_hol
     counted.ask(WRITE, places(BATCH // 2), BLOCK)
     counted.count_row(WRITE, places(BATCH // 2), BLOCK)
     assert counted.work.of((*READS, *WRITES, *SYNCS)) == 0
-    assert counted.work.of(RECEIVES) + counted.work.of(SENDS) <= 4
+    assert counted.work.of(RECEIVES) + counted.work.of(SENDS) <= RECEIVED_AND_SENT
     assert counted.work.calls <= (22 if IS_COMPILED else 28) * BATCH // 2
 
 
@@ -109,8 +113,39 @@ def test_small_writes_that_come_together_are_written_together_in_a_transaction_t
     counted.count_row(WRITE, [BLOCK * (1 + number) for number in range(0, BLOCKS, BLOCKS // BATCH)], BLOCK)
     assert counted.work.of(WRITES) == BATCH * BLOCK // PORTION
     assert counted.work.of((*READS, *SYNCS)) == 0
-    assert counted.work.of(RECEIVES) + counted.work.of(SENDS) <= 4
+    assert counted.work.of(RECEIVES) + counted.work.of(SENDS) <= RECEIVED_AND_SENT
     assert counted.work.calls <= (17 if IS_COMPILED else 48) * BATCH
+
+
+def test_single_writes_are_written_through_for_clients_that_have_much_under_way_and_for_those_alone(counted: Counted):
+    under_way(counted)
+    row = message(READ, places(BATCH), BLOCK) + message(WRITE, [BLOCK], BLOCK)
+    with counted.served.held_up():
+        counted.client.send(row)
+    counted.expect(READ, BATCH, BLOCK)
+    counted.expect(WRITE, 1, BLOCK)
+    written = []
+    for number in range(8):
+        counted.count_row(WRITE, [BLOCK * (2 + number)], BLOCK)
+        written.append(counted.work.of(WRITES))
+    assert written[0] == 1, "it has had much under way until now"
+    assert written[-1] == 0, "it asks for one thing after the other"
+    assert written == sorted(written, reverse=True)
+
+
+def test_the_server_looks_at_once_for_more_from_a_client_that_has_sent_much(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("snapctl.services.nbd.connection.TURN_NANOSECONDS", 60_000_000_000)  # a slow machine or not
+    found = []
+    for count in (BATCH, 1):
+        with counted.work.counting():
+            with counted.served.held_up():
+                counted.client.send(message(READ, places(count), BLOCK))
+            counted.expect(READ, count, BLOCK)
+            counted.served.call(lambda: None)  # so that its turn is over
+        found.append(counted.work.system_calls["readv"])
+    assert found == [1, 0]
 
 
 def test_what_was_written_in_the_transaction_is_written_again_in_place(counted: Counted):
@@ -136,7 +171,8 @@ def test_writes_of_a_few_blocks_go_to_the_file_in_portions(counted: Counted):
     assert counted.work.calls <= (52 if IS_COMPILED else 95) * batch
 
 
-def test_a_small_flush_is_one_write_and_one_sync(counted: Counted):
+def test_a_small_flush_is_one_write_and_one_sync(counted: Counted, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("snapctl.services.live.cache._SHORT_SYNC_SECONDS", 60.0)  # else a slow disk costs a thread
     for place in places(3):
         counted.ask(WRITE, [place], BLOCK)
         counted.ask(FLUSH, [0], 0)
