@@ -114,10 +114,13 @@ class Backend(Protocol):
         The bytes of the range are undefined afterwards.
         """
 
-    def reserve(self, offset: int, length: int) -> None:
-        """Have the file system keep room for a range, if it can do that, which is no failure otherwise.
+    def reserve(self, offset: int, length: int) -> bool:
+        """Have the file system keep room for a range.
 
         The length of the file stays as it is, though the range may lie beyond its end; no byte of it changes.
+
+        Returns:
+            False if it is one that cannot keep any, which is no failure.
         """
 
     def release(self) -> None:
@@ -128,6 +131,9 @@ class Backend(Protocol):
 
         Of so many it is known that they are kept, though a file system may keep them in less.
         """
+
+    def free(self) -> int:
+        """Bytes that the file system has free, kept for nobody."""
 
     def close(self) -> None:
         """Close the file, which releases its lock."""
@@ -325,23 +331,32 @@ class FileBackend:
         """See `Backend`; room that stays allocated is there for reuse."""
         self._allocate(_KEEP_SIZE | _PUNCH_HOLE, offset, length)
 
-    def reserve(self, offset: int, length: int) -> None:
+    def reserve(self, offset: int, length: int) -> bool:
         """See `Backend`; nothing is kept beyond the largest file that the system allows."""
         code = self._allocate(_KEEP_SIZE, offset, length)
         if code in _FAILURES_TO_RESERVE:
             raise self._failure(f"reserve {format_size(length)} in", OSError(code, os.strerror(code)))
+        return code == 0
 
     def release(self) -> None:
         """See `Backend`; setting the size that a file has drops what was allocated beyond (ext4, xfs, btrfs, tmpfs)."""
         self._set_size(self.size(), "truncate")
 
     def room(self, used_bytes: int) -> int:
-        """See `Backend`; what the system holds back for its administrator does not count as free."""
+        """See `Backend`."""
         try:
-            status, system = os.fstat(self.fd), os.fstatvfs(self.fd)
+            status = os.fstat(self.fd)
         except OSError as error:
             raise self._failure("stat", error) from error
-        return max(used_bytes, status.st_blocks * _STAT_BLOCK_BYTES) + system.f_bavail * system.f_frsize
+        return max(used_bytes, status.st_blocks * _STAT_BLOCK_BYTES) + self.free()
+
+    def free(self) -> int:
+        """See `Backend`; what the system holds back for its administrator does not count."""
+        try:
+            system = os.fstatvfs(self.fd)
+        except OSError as error:
+            raise self._failure("stat", error) from error
+        return system.f_bavail * system.f_frsize
 
     def start_writing_out(self) -> None:
         """Have the system begin to write what it holds of the file; nothing is promised, so nothing can fail."""

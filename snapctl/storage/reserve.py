@@ -10,11 +10,14 @@ from __future__ import annotations
 from snapctl.errors import IoFailure, NoSpace
 from snapctl.format.geometry import Geometry
 from snapctl.storage.backend import Backend
+from snapctl.units import format_size
 
 _FEWEST_TABLES, _MOST_TABLES = 16, 256
 _SHARE = 16
 _AHEAD_BYTES = 32 << 20
 """What is kept beyond a promise, where there is room, so that not every small one costs a system call."""
+_SHARE_OF_MAP = 64
+"""What file systems may need beside a part of this size, to remember where it is, is counted off where none is kept."""
 
 
 def reserved_units(geometry: Geometry, units: int) -> int:
@@ -56,13 +59,15 @@ class Reserve:
         """
         start, length = end_page * self._geometry.unit, self.length(end_page)
         if self._kept_to is None or self._kept_to < start + length:
-            self._backend.reserve(start, length)
-            self._kept_to = start + length
+            self._kept_to = start + length if self._backend.reserve(start, length) else None
 
-    def promise(self, end_page: int, length_bytes: int) -> None:
+    def promise(self, end_page: int, length_bytes: int) -> bool:
         """Have the file system keep room for data that is to be written, beside the reserve of what that will make.
 
         Wherever in the file that will find its place, it finds room: in a hole this room is given for it (`lend`).
+
+        Returns:
+            False if the file system cannot keep any: so much was free just now, and may be taken by other files.
 
         Raises:
             NoSpace: there is no room for it.
@@ -72,13 +77,19 @@ class Reserve:
         length = self.length(end_page + -(-length_bytes // self._geometry.unit)) + length_bytes
         self._has_promised = True
         if self._kept_to is not None and self._kept_to >= start + length:
-            return
+            return True
         try:
-            self._backend.reserve(start, length + _AHEAD_BYTES)
+            is_kept = self._backend.reserve(start, length + _AHEAD_BYTES)
             self._kept_to = start + length + _AHEAD_BYTES
         except NoSpace:
-            self._backend.reserve(start, length)
+            is_kept = self._backend.reserve(start, length)
             self._kept_to = start + length
+        if not is_kept:
+            self._kept_to = None
+            if self._backend.free() < length + length // _SHARE_OF_MAP:
+                wanted = f"{format_size(length_bytes)} more for {self._backend.path}"
+                raise NoSpace(f"there is no room for {wanted} on its file system; free some space and try again")
+        return is_kept
 
     def take_back(self, end_page: int) -> None:
         """Give the file system back what was promised and is not needed any more.
@@ -100,14 +111,14 @@ class Reserve:
         part = length
         while part >= self._geometry.table_size:
             try:
-                self._backend.reserve(start, part)
+                is_kept = self._backend.reserve(start, part)
             except NoSpace:
                 part //= 2
             except IoFailure:
                 return  # what this follows is done; whoever needs the room will hear of it
             else:
                 # Of a part, the next commit must not take for granted that it is the whole.
-                self._kept_to = start + length if part == length else None
+                self._kept_to = start + length if is_kept and part == length else None
                 return
 
     @property

@@ -81,6 +81,10 @@ class ScratchBackend:
         """See `Backend`."""
         return self.below.room(used_bytes)
 
+    def free(self) -> int:
+        """See `Backend`."""
+        return self.below.free()
+
     def close(self) -> None:
         """See `Backend`."""
         self.below.close()
@@ -91,8 +95,9 @@ class ScratchBackend:
     def punch(self, offset: int, length: int) -> None:
         """See `Backend`; room that is not given back is there for reuse."""
 
-    def reserve(self, offset: int, length: int) -> None:
-        """See `Backend`; memory keeps none."""
+    def reserve(self, offset: int, length: int) -> bool:  # noqa: ARG002
+        """See `Backend`; memory need not keep any."""
+        return True
 
     def release(self) -> None:
         """See `Backend`."""

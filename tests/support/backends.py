@@ -77,15 +77,19 @@ class MemoryBackend:
         end = min(offset + length, len(self.data))
         self.data[offset:end] = _JUNK * max(0, end - offset)
 
-    def reserve(self, offset: int, length: int) -> None:
+    def reserve(self, offset: int, length: int) -> bool:
         if offset + length > len(self.data):
             self.reserved_to = max(self.reserved_to, offset + length)
+        return True
 
     def release(self) -> None:
         self.reserved_to = 0
 
     def room(self, used_bytes: int) -> int:
         return self.available
+
+    def free(self) -> int:
+        return self.available - len(self.data)
 
     def close(self) -> None:
         self.is_open = False
@@ -137,9 +141,9 @@ class RecordingBackend(MemoryBackend):
         self._note("punch", offset, length)
         super().punch(offset, length)
 
-    def reserve(self, offset: int, length: int) -> None:
+    def reserve(self, offset: int, length: int) -> bool:
         self._note("reserve", offset, length)
-        super().reserve(offset, length)
+        return super().reserve(offset, length)
 
     def release(self) -> None:
         self._note("release", 0, 0)
@@ -194,13 +198,14 @@ class InterruptedBackend(MemoryBackend):
     def punch(self, offset: int, length: int) -> None:
         self._operate("punch", offset, b"", lambda: super(InterruptedBackend, self).punch(offset, length))
 
-    def reserve(self, offset: int, length: int) -> None:
+    def reserve(self, offset: int, length: int) -> bool:
         self._operate("reserve", offset, b"", lambda: super(InterruptedBackend, self).reserve(offset, length))
+        return True
 
     def release(self) -> None:
         self._operate("release", 0, b"", super().release)
 
-    def _operate(self, method: str, offset: int, data: bytes, carry_out: Callable[[], None]) -> None:
+    def _operate(self, method: str, offset: int, data: bytes, carry_out: Callable[[], object]) -> None:
         self.interrupt(method, offset, data)
         carry_out()
         self.done += 1

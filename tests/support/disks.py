@@ -22,8 +22,12 @@ from tests.support.requires import needs
 FILE_SYSTEMS = ["tmpfs", "ext4"] if os.geteuid() == 0 else ["tmpfs"]
 """What can be mounted: nobody but root may mount a disk image, whatever is installed."""
 
+WITHOUT_RESERVATIONS = ["ext2"] if os.geteuid() == 0 else []
+"""Of those, what cannot keep room for a file."""
+
 _MOUNT = {
     "tmpfs": 'mount -t tmpfs -o "size=$3" none "$1"',
+    "ext2": 'mount -o loop "$2" "$1"',
     "ext4": 'mount -o loop "$2" "$1"',
 }
 _BLOCK = 4096
@@ -35,9 +39,10 @@ def small_disk(file_system: str, folder: Path, size_bytes: int) -> Iterator[Path
     unshare = needs("unshare", package="util-linux")
     mount_point, image = folder / "disk", folder / "disk.img"
     mount_point.mkdir()
-    if file_system == "ext4":
+    if file_system != "tmpfs":
         mke2fs = needs("mke2fs", package="e2fsprogs")
-        command = [mke2fs, "-q", "-t", "ext4", "-b", str(_BLOCK), "-m", "0", "-J", "size=4", str(image)]
+        journal = ["-J", "size=4"] if file_system == "ext4" else []
+        command = [mke2fs, "-q", "-t", file_system, "-b", str(_BLOCK), "-m", "0", *journal, str(image)]
         subprocess.run([*command, f"{size_bytes // 1024}k"], check=True, stdin=subprocess.DEVNULL, capture_output=True)
     script = f"{_MOUNT[file_system]} && echo mounted && exec cat"
     holder = subprocess.Popen(
@@ -89,17 +94,19 @@ class SmallDisk(MemoryBackend):
         blocks: numbers of the blocks allocated to the file, those beyond its end among them.
         size_blocks: how many there are.
         taken: how many of them other files have.
+        keeps_room: it can keep room for a file, as few old ones cannot.
     """
 
-    def __init__(self, size_bytes: int, path: str = "memory.snap") -> None:
+    def __init__(self, size_bytes: int, path: str = "memory.snap", *, keeps_room: bool = True) -> None:
         super().__init__(path=path)
+        self.keeps_room = keeps_room
         self.blocks: set[int] = set()
         self.size_blocks = size_bytes // _BLOCK
         self.taken = 0
 
     def copy(self) -> SmallDisk:
         """Another disk just like it."""
-        other = SmallDisk(self.size_blocks * _BLOCK)
+        other = SmallDisk(self.size_blocks * _BLOCK, keeps_room=self.keeps_room)
         other.data, other.blocks, other.taken = bytearray(self.data), set(self.blocks), self.taken
         return other
 
@@ -127,11 +134,14 @@ class SmallDisk(MemoryBackend):
         super().punch(offset, length)
         self.blocks -= set(range(-(-offset // _BLOCK), (offset + length) // _BLOCK))
 
-    def reserve(self, offset: int, length: int) -> None:
+    def reserve(self, offset: int, length: int) -> bool:
+        if not self.keeps_room:
+            return False
         super().reserve(offset, length)
         for block in range(offset // _BLOCK, -(-(offset + length) // _BLOCK)):
             if not self._take(block):
                 raise NoSpace("the disk is full")
+        return True
 
     def release(self) -> None:
         super().release()
@@ -139,7 +149,10 @@ class SmallDisk(MemoryBackend):
         self.blocks = {block for block in self.blocks if block < end}
 
     def room(self, used_bytes: int) -> int:
-        return max(used_bytes, len(self.blocks) * _BLOCK) + self.free_blocks * _BLOCK
+        return max(used_bytes, len(self.blocks) * _BLOCK) + self.free()
+
+    def free(self) -> int:
+        return self.free_blocks * _BLOCK
 
     def _take(self, block: int) -> bool:
         if block not in self.blocks:

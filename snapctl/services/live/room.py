@@ -1,7 +1,8 @@
 """Room that is promised to writes when they are acknowledged, so that none fails for the lack of it afterwards.
 
 A promise covers the worst case: the data, a copy of what it replaces if the volume wants one, every table above it in
-the volume and in its newest snapshot, and the space map. It holds for the capacity and for the file system.
+the volume and in its newest snapshot, and the space map. It holds for the capacity and for the file system; of one
+that cannot keep room for a file, as long as other files leave what was free when it was given.
 """
 
 from __future__ import annotations
@@ -187,11 +188,10 @@ class Room:
         """Have the file system keep room; raises as `promise`."""
         reserve, unit = self._container.pages.reserve, self._container.geometry.unit
         try:
-            reserve.promise(self._end_page, (units + _AHEAD_UNITS) * unit)
-            self._kept_units = units + _AHEAD_UNITS
+            is_kept, ahead = reserve.promise(self._end_page, (units + _AHEAD_UNITS) * unit), _AHEAD_UNITS
         except NoSpace:
-            reserve.promise(self._end_page, units * unit)
-            self._kept_units = units
+            is_kept, ahead = reserve.promise(self._end_page, units * unit), 0
+        self._kept_units = units + ahead if is_kept else 0  # else it is looked for each time
 
     def _new_tables(self, generation: Generation, node: Node, start: int, stop: int, *, is_data: bool) -> set[Table]:
         """The tables above blocks that a generation has nothing promised for; raises as `promise` for damaged ones."""

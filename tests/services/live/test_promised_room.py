@@ -140,6 +140,20 @@ def test_what_is_acknowledged_on_a_small_disk_becomes_durable_though_others_fill
     run(scenario())
 
 
+@settings(max_examples=25)
+@given(st.integers(0, 1 << 32), st.booleans())
+def test_what_is_acknowledged_on_a_small_disk_that_keeps_no_room_becomes_durable(seed: int, is_large: bool):
+    async def scenario() -> None:
+        geometry = Geometry(4096, 16384) if is_large else SMALL
+        disk = SmallDisk((3 << 20) if is_large else (640 << 10), keeps_room=False)
+        container = with_volumes(Container.format(disk, geometry), (2 << 20) if is_large else (256 << 10))
+        filler = Filler(random.Random(seed), container)
+        await filler.fill(60)
+        assert_holds(disk, filler)
+
+    run(scenario())
+
+
 def assert_holds(backend: MemoryBackend, filler: Filler) -> None:
     assert check_backend(backend).findings == []
     disk = Container.adopt(MemoryBackend(backend.data), writable=False)
@@ -172,10 +186,11 @@ def test_a_full_container_takes_overwrites_of_what_it_has_again_and_again(cow: C
     run(scenario())
 
 
+@pytest.mark.parametrize("keeps_room", [True, False])
 @pytest.mark.parametrize("geometry", [SMALL, Geometry(4096, 16384)], ids=str)
-def test_a_disk_that_is_filled_in_one_go_keeps_room_for_all_that_was_acknowledged(geometry: Geometry):
+def test_a_disk_that_is_filled_in_one_go_keeps_room_for_all_that_was_acknowledged(geometry: Geometry, keeps_room: bool):
     async def scenario() -> None:
-        disk = SmallDisk(8 << 20)
+        disk = SmallDisk(8 << 20, keeps_room=keeps_room)
         container = Container.format(disk, geometry)
         container.create_volume("db", 16 << 20)
         container.commit()
@@ -189,7 +204,8 @@ def test_a_disk_that_is_filled_in_one_go_keeps_room_for_all_that_was_acknowledge
                 raise NoSpace("before the next round")
 
         assert await until_refused(put) > 500
-        disk.taken += disk.free_blocks
+        if keeps_room:
+            disk.taken += disk.free_blocks
         with pytest.raises(NodeNotFound):  # the transaction is given up with everything in it, and all is done again
             await served.change(lambda container: (container.snapshot("db@s"), container.node("none")))
         await served.flush()

@@ -10,10 +10,12 @@ import pytest
 from tests.cli.harness import run, start
 from tests.services.nbd import client as nbd
 from tests.services.nbd.client import Client
-from tests.support.disks import FILE_SYSTEMS, fill_up, small_disk
+from tests.support.disks import FILE_SYSTEMS, WITHOUT_RESERVATIONS, fill_up, small_disk
 
 MIB = 1 << 20
 PIECE = 64 << 10
+BLOCK = 4096
+ROW = 32
 
 
 @pytest.mark.parametrize("file_system", FILE_SYSTEMS)
@@ -64,4 +66,58 @@ def test_clients_of_a_full_disk_are_told_and_lose_nothing(file_system: str, tmp_
             server.kill()
             server.communicate()
         assert run("read", path / "db", "--length", str(40 * MIB)).out == expected[: 40 * MIB]
+        assert run("check", path).code == 0
+
+
+@pytest.mark.parametrize("file_system", [*FILE_SYSTEMS, *WITHOUT_RESERVATIONS])
+def test_clients_that_fill_a_disk_by_themselves_are_told_and_lose_nothing(file_system: str, tmp_path: Path):
+    chance = random.Random(2)
+    contents = {name: bytearray(20 * MIB) for name in ("db", "log")}
+    errors = set[int]()
+
+    def put_row(client: Client, expected: bytearray) -> None:
+        """Write blocks at random, many at a time."""
+        written = {}
+        for block in chance.sample(range(len(expected) // BLOCK), ROW):
+            data = chance.randbytes(BLOCK)
+            written[client.send_request(nbd.WRITE, block * BLOCK, BLOCK, data)] = block * BLOCK, data
+        for _ in range(ROW):
+            chunk = client.chunk()
+            errors.add(chunk.kind)
+            if not chunk.kind:
+                at, data = written[chunk.cookie]
+                expected[at : at + BLOCK] = data
+
+    with small_disk(file_system, tmp_path, 40 * MIB) as disk:
+        path = disk / "lab.snap"
+        for name in contents:
+            assert run("create", path / name, "--size", "20M").code == 0
+        server = start("serve", path, "--unix", tmp_path / "nbd")
+        try:
+            assert server.stdout is not None
+            server.stdout.readline()
+            server.stdout.readline()
+            with Client(str(tmp_path / "nbd")) as first, Client(str(tmp_path / "nbd")) as second:
+                clients = dict(zip(contents, (first, second), strict=True))
+                for name, client in clients.items():
+                    client.go(name)
+                for number in range(600):
+                    for name, client in clients.items():
+                        put_row(client, contents[name])
+                        if number % 8 == 0:
+                            assert client.ask(nbd.FLUSH).error == 0
+                assert errors == {0, nbd.ENOSPC}
+                for name, client in clients.items():
+                    assert client.ask(nbd.TRIM, 0, 4 * MIB).error == 0
+                    contents[name][: 4 * MIB] = bytes(4 * MIB)
+                    assert client.ask(nbd.FLUSH).error == 0
+                    assert client.read(0, 20 * MIB) == contents[name]
+            assert run("check", path).code == 0
+            server.terminate()
+            assert server.wait(30) == 0
+        finally:
+            server.kill()
+            server.communicate()
+        for name, expected in contents.items():
+            assert run("read", path / name).out == expected
         assert run("check", path).code == 0
