@@ -17,7 +17,7 @@ _SHARE = 16
 _AHEAD_BYTES = 32 << 20
 """What is kept beyond a promise, where there is room, so that not every small one costs a system call."""
 _SHARE_OF_MAP = 64
-"""What file systems may need beside a part of this size, to remember where it is, is counted off where none is kept."""
+"""Where no room can be kept, one part in so many has to be free beside it, for the map that the file system makes."""
 
 
 def reserved_units(geometry: Geometry, units: int) -> int:

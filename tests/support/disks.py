@@ -94,7 +94,7 @@ class SmallDisk(MemoryBackend):
         blocks: numbers of the blocks allocated to the file, those beyond its end among them.
         size_blocks: how many there are.
         taken: how many of them other files have.
-        keeps_room: it can keep room for a file, as few old ones cannot.
+        keeps_room: it can keep room for a file, as some file systems cannot.
     """
 
     def __init__(self, size_bytes: int, path: str = "memory.snap", *, keeps_room: bool = True) -> None:
