@@ -79,16 +79,15 @@ class Reserve:
         if self._kept_to is not None and self._kept_to >= start + length:
             return True
         try:
-            is_kept = self._backend.reserve(start, length + _AHEAD_BYTES)
-            self._kept_to = start + length + _AHEAD_BYTES
+            kept_bytes = length + _AHEAD_BYTES
+            is_kept = self._backend.reserve(start, kept_bytes)
         except NoSpace:
-            is_kept = self._backend.reserve(start, length)
-            self._kept_to = start + length
-        if not is_kept:
-            self._kept_to = None
-            if self._backend.free() < length + length // _SHARE_OF_MAP:
-                wanted = f"{format_size(length_bytes)} more for {self._backend.path}"
-                raise NoSpace(f"there is no room for {wanted} on its file system; free some space and try again")
+            kept_bytes = length
+            is_kept = self._backend.reserve(start, kept_bytes)
+        self._kept_to = start + kept_bytes if is_kept else None
+        if not is_kept and self._backend.free() < length + length // _SHARE_OF_MAP:
+            wanted = f"{format_size(length_bytes)} more for {self._backend.path}"
+            raise NoSpace(f"there is no room for {wanted} on its file system; free some space and try again")
         return is_kept
 
     def take_back(self, end_page: int) -> None:

@@ -17,7 +17,7 @@ from snapctl.storage import backend
 READS = ("preadv", "pread")
 WRITES = ("pwritev", "pwrite")
 SYNCS = ("fdatasync", "fsync")
-RECEIVES = ("recv_into", "recv", "readv")
+RECEIVES = ("recv_into", "readv")
 SENDS = ("send", "sendmsg", "writev")
 _SYSTEM_CALLS = frozenset((*READS, *WRITES, *SYNCS, *RECEIVES, *SENDS, "poll", "fallocate", "ftruncate", "fstat"))
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,20 @@ MIB = 1 << 20
 PIECE = 64 << 10
 BLOCK = 4096
 ROW = 32
+
+
+@contextmanager
+def served(path: Path, socket: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Serve both volumes of a container until the block ends."""
+    server = start("serve", path, "--unix", socket)
+    try:
+        assert server.stdout is not None
+        server.stdout.readline()
+        server.stdout.readline()
+        yield server
+    finally:
+        server.kill()
+        server.communicate()
 
 
 @pytest.mark.parametrize("file_system", FILE_SYSTEMS)
@@ -34,37 +51,33 @@ def test_clients_of_a_full_disk_are_told_and_lose_nothing(file_system: str, tmp_
         path = disk / "lab.snap"
         assert run("create", path / "db", "--size", "64M").code == 0
         assert run("create", path / "log", "--size", "1M").code == 0
-        server = start("serve", path, "--unix", tmp_path / "nbd")
-        try:
-            assert server.stdout is not None
-            server.stdout.readline()
-            server.stdout.readline()
-            with Client(str(tmp_path / "nbd")) as client, Client(str(tmp_path / "nbd")) as other:
-                client.go("db")
-                other.go("log")
-                other.write(0, b"still here", nbd.FUA)
-                for at in range(0, 2 * MIB, PIECE):
-                    assert put(client, at) == 0
-                fill_up(disk / "ballast")
-                # What was acknowledged has its room, and what is acknowledged from here on as well.
-                errors = [put(client, at) for at in range(2 * MIB, 40 * MIB, PIECE)]
-                assert nbd.ENOSPC in errors
-                assert set(errors) <= {0, nbd.ENOSPC}
-                assert client.ask(nbd.FLUSH).error == 0
-                assert client.read(0, 20 * MIB) == expected[: 20 * MIB]
-                assert other.read(0, 10) == b"still here"
-                (disk / "ballast").unlink()
-                assert client.ask(nbd.TRIM, 4 * MIB, 12 * MIB).error == 0
-                expected[4 * MIB : 16 * MIB] = bytes(12 * MIB)
-                assert client.ask(nbd.FLUSH).error == 0
-                for at in range(0, 2 * MIB, PIECE):
-                    assert put(client, at) == 0
-                assert client.ask(nbd.FLUSH).error == 0
-                server.kill()
-                server.wait(30)
-        finally:
+        with (
+            served(path, tmp_path / "nbd") as server,
+            Client(str(tmp_path / "nbd")) as client,
+            Client(str(tmp_path / "nbd")) as other,
+        ):
+            client.go("db")
+            other.go("log")
+            other.write(0, b"still here", nbd.FUA)
+            for at in range(0, 2 * MIB, PIECE):
+                assert put(client, at) == 0
+            fill_up(disk / "ballast")
+            # What was acknowledged has its room, and what is acknowledged from here on as well.
+            errors = [put(client, at) for at in range(2 * MIB, 40 * MIB, PIECE)]
+            assert nbd.ENOSPC in errors
+            assert set(errors) <= {0, nbd.ENOSPC}
+            assert client.ask(nbd.FLUSH).error == 0
+            assert client.read(0, 20 * MIB) == expected[: 20 * MIB]
+            assert other.read(0, 10) == b"still here"
+            (disk / "ballast").unlink()
+            assert client.ask(nbd.TRIM, 4 * MIB, 12 * MIB).error == 0
+            expected[4 * MIB : 16 * MIB] = bytes(12 * MIB)
+            assert client.ask(nbd.FLUSH).error == 0
+            for at in range(0, 2 * MIB, PIECE):
+                assert put(client, at) == 0
+            assert client.ask(nbd.FLUSH).error == 0
             server.kill()
-            server.communicate()
+            server.wait(30)
         assert run("read", path / "db", "--length", str(40 * MIB)).out == expected[: 40 * MIB]
         assert run("check", path).code == 0
 
@@ -92,16 +105,12 @@ def test_clients_that_fill_a_disk_by_themselves_are_told_and_lose_nothing(file_s
         path = disk / "lab.snap"
         for name in contents:
             assert run("create", path / name, "--size", "20M").code == 0
-        server = start("serve", path, "--unix", tmp_path / "nbd")
-        try:
-            assert server.stdout is not None
-            server.stdout.readline()
-            server.stdout.readline()
+        with served(path, tmp_path / "nbd") as server:
             with Client(str(tmp_path / "nbd")) as first, Client(str(tmp_path / "nbd")) as second:
                 clients = dict(zip(contents, (first, second), strict=True))
                 for name, client in clients.items():
                     client.go(name)
-                for number in range(600):
+                for number in range(300):
                     for name, client in clients.items():
                         put_row(client, contents[name])
                         if number % 8 == 0:
@@ -115,9 +124,6 @@ def test_clients_that_fill_a_disk_by_themselves_are_told_and_lose_nothing(file_s
             assert run("check", path).code == 0
             server.terminate()
             assert server.wait(30) == 0
-        finally:
-            server.kill()
-            server.communicate()
         for name, expected in contents.items():
             assert run("read", path / name).out == expected
         assert run("check", path).code == 0

@@ -27,6 +27,7 @@ BLOCKS = 4096
 BATCH = 32
 LARGE = 1 << 20
 PORTION = 64 << 10
+CALLS_PER_TURN = 20
 IS_COMPILED = placing.plan is not placing.pure_plan
 REQUEST, REPLY = struct.Struct(">LHHQQL"), struct.Struct(">LLQ")
 
@@ -83,10 +84,6 @@ def under_way(counted: Counted) -> None:
     counted.ask(WRITE, [BLOCK * number for number in range(0, BLOCKS, BLOCKS // 128)], BLOCK)
 
 
-# Behind a row a server looks for more, in vain here: one call of the system more.
-RECEIVED_AND_SENT = 5
-
-
 def places(count: int, size: int = BLOCK) -> list[int]:
     return [size * number for number in random.Random(count).sample(range(BLOCKS * BLOCK // size), count)]
 
@@ -96,15 +93,15 @@ def test_small_reads_that_come_together_cost_one_read_of_the_file_each_and_littl
     with counted.work.counting():
         counted.ask(READ, places(BATCH), BLOCK)
     assert counted.work.of(READS) == BATCH
-    assert counted.work.of(RECEIVES) + counted.work.of(SENDS) <= 4
-    assert counted.work.calls <= (13 if IS_COMPILED else 27) * BATCH
+    assert counted.work.of(RECEIVES) + counted.work.of(SENDS) <= 3
+    assert counted.work.calls <= (12 if IS_COMPILED else 26) * BATCH
 
 
 def test_small_writes_that_come_together_wait_in_memory_while_a_record_could_hold_them(counted: Counted):
     counted.ask(WRITE, places(BATCH // 2), BLOCK)
     counted.count_row(WRITE, places(BATCH // 2), BLOCK)
     assert counted.work.of((*READS, *WRITES, *SYNCS)) == 0
-    assert counted.work.of(RECEIVES) + counted.work.of(SENDS) <= RECEIVED_AND_SENT
+    assert counted.work.of(RECEIVES) + counted.work.of(SENDS) <= 3
     assert counted.work.calls <= (22 if IS_COMPILED else 28) * BATCH // 2
 
 
@@ -113,8 +110,8 @@ def test_small_writes_that_come_together_are_written_together_in_a_transaction_t
     counted.count_row(WRITE, [BLOCK * (1 + number) for number in range(0, BLOCKS, BLOCKS // BATCH)], BLOCK)
     assert counted.work.of(WRITES) == BATCH * BLOCK // PORTION
     assert counted.work.of((*READS, *SYNCS)) == 0
-    assert counted.work.of(RECEIVES) + counted.work.of(SENDS) <= RECEIVED_AND_SENT
-    assert counted.work.calls <= (17 if IS_COMPILED else 48) * BATCH
+    assert counted.work.of(RECEIVES) + counted.work.of(SENDS) <= 3
+    assert counted.work.calls <= (16 if IS_COMPILED else 46) * BATCH
 
 
 def test_single_writes_are_written_through_for_clients_that_have_much_under_way_and_for_those_alone(counted: Counted):
@@ -158,7 +155,7 @@ def test_what_was_written_in_the_transaction_is_written_again_in_place(counted: 
     assert counted.served.call(lambda: counted.served.live.container.pages.end_page) == end_page
     assert counted.work.of((*READS, *SYNCS)) == 0
     assert counted.work.of(WRITES) <= BATCH
-    assert counted.work.calls <= (20 if IS_COMPILED else 48) * BATCH
+    assert counted.work.calls <= (18 if IS_COMPILED else 46) * BATCH
 
 
 def test_writes_of_a_few_blocks_go_to_the_file_in_portions(counted: Counted):
@@ -168,7 +165,7 @@ def test_writes_of_a_few_blocks_go_to_the_file_in_portions(counted: Counted):
     counted.count_row(WRITE, chosen, size)
     assert counted.work.of((*READS, *SYNCS)) == 0
     assert counted.work.of(WRITES) == batch * size // PORTION
-    assert counted.work.calls <= (52 if IS_COMPILED else 95) * batch
+    assert counted.work.calls <= (44 if IS_COMPILED else 84) * batch
 
 
 def test_a_small_flush_is_one_write_and_one_sync(counted: Counted, monkeypatch: pytest.MonkeyPatch):
@@ -180,7 +177,8 @@ def test_a_small_flush_is_one_write_and_one_sync(counted: Counted, monkeypatch: 
         counted.ask(WRITE, [0], BLOCK)
         counted.ask(FLUSH, [0], 0)
     assert (counted.work.of(WRITES), counted.work.of(SYNCS)) == (1, 1)
-    assert counted.work.calls <= 520
+    # How many turns of the loop it takes is a matter of time: two, if nothing else happens.
+    assert counted.work.calls <= 440 + CALLS_PER_TURN * max(0, counted.work.system_calls["poll"] - 2)
 
 
 def test_a_large_write_goes_to_the_file_in_portions_as_it_came(counted: Counted):
